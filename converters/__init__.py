@@ -1,0 +1,1 @@
+"""Converters: networks in other weight formats, written as ONNX models with named nodes and preprocessing."""

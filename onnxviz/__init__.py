@@ -1,0 +1,1 @@
+"""onnxviz: what every channel of a convolutional network responds to, from its ONNX file alone."""

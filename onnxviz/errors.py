@@ -1,0 +1,82 @@
+"""Every error that a user can cause.
+
+::
+
+    OnnxvizError                 exit code 1: something failed
+    ├── UsageError               exit code 2: the call itself is wrong
+    │   ├── LayerNotFoundError   no layer, or several, match a name
+    │   └── UnitError            a channel or position that the layer does not have
+    ├── ModelError               the file is not a model that can be analysed
+    │   └── UnsupportedOpError   an operator on the path has no reverse rule
+    ├── ImageError               an image that cannot be read (skipped and counted in a scan)
+    │   └── NoImagesError        nothing to scan
+    ├── WeightsError             a weight file for a converter is not what it should be
+    ├── ProviderError            the execution provider asked for is not there
+    └── AtlasError               a saved atlas cannot be read
+
+A message names the place, what was found and what was expected, and what to do next, in a line or two.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AtlasError",
+    "ImageError",
+    "LayerNotFoundError",
+    "ModelError",
+    "NoImagesError",
+    "OnnxvizError",
+    "ProviderError",
+    "UnitError",
+    "UnsupportedOpError",
+    "UsageError",
+    "WeightsError",
+]
+
+
+class OnnxvizError(Exception):
+    """Base of all errors that onnxviz raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(OnnxvizError):
+    """The call is wrong: an option, a name, a missing file."""
+
+    exit_code = 2
+
+
+class LayerNotFoundError(UsageError):
+    """No layer, or more than one, answers to a name."""
+
+
+class UnitError(UsageError):
+    """A channel or position that the layer does not have."""
+
+
+class ModelError(OnnxvizError):
+    """A file that is not a model, or a model that cannot be analysed."""
+
+
+class UnsupportedOpError(ModelError):
+    """An operator on the path from the layer to the input has no reverse rule."""
+
+
+class ImageError(OnnxvizError):
+    """An image that cannot be read."""
+
+
+class NoImagesError(ImageError):
+    """A data set without a single usable image."""
+
+
+class WeightsError(OnnxvizError):
+    """A weight file that is not what its converter expects."""
+
+
+class ProviderError(OnnxvizError):
+    """An execution provider that is not available here."""
+
+
+class AtlasError(OnnxvizError):
+    """A saved atlas that cannot be read."""

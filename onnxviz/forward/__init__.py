@@ -1,0 +1,1 @@
+"""Running images through the network: sessions, the scan, top-k."""

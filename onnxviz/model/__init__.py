@@ -1,0 +1,1 @@
+"""The model as its file describes it: graph, layers, geometry."""

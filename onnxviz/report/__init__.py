@@ -1,0 +1,1 @@
+"""The HTML report: typed data first, then templates."""

@@ -1,0 +1,153 @@
+"""What a report shows, as plain typed data: filled by `onnxviz.atlas`, read by the templates and the JSON.
+
+All picture references are paths relative to the report's folder, with ``/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "ChannelData",
+    "DiagramNode",
+    "HitData",
+    "LayerData",
+    "ModelData",
+    "Provenance",
+    "ReportData",
+    "Sprite",
+]
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """A grid of equal tiles in one picture file.
+
+    ``tile`` is a tile's (height, width) in the file's own pixels; ``pixelated`` asks the browser to enlarge
+    without smoothing (small receptive fields are stored at their native size).
+    """
+
+    path: str
+    rows: int
+    columns: int
+    tile: tuple[int, int]
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class HitData:
+    """One of a channel's top images: where its strongest unit is, and how strong."""
+
+    rank: int  # 1 is the strongest
+    score: float  # what the ranking used (the maximum, or the sum over the map)
+    activation: float  # of the unit at (y, x)
+    image: str  # name, as the data set gives it
+    label: str | None  # class, if known
+    y: int  # unit position in the feature map
+    x: int
+    box: tuple[int, int, int, int]  # receptive field: top, left, bottom, right in input pixels, not clipped
+    thumbnail: str  # the whole image as the network saw it
+
+
+@dataclass(frozen=True)
+class ChannelData:
+    """A channel and its hits, strongest first; ``index`` is None for the row of all channels together.
+
+    ``card`` is one picture: a square-ish grid of projections beside the same grid of patches, both in rank
+    order, row by row (for nine hits: 3×3 | 3×3, 3 rows and 6 columns; with fewer hits the last tiles are
+    blank). ``strips`` has one column a hit and five rows, in the order of ``STRIP_ROWS``. Both are None for a
+    dead channel.
+    """
+
+    index: int | None
+    name: str | None  # class name of an output unit, if known
+    dead: bool  # the largest activation over all images is not above 0
+    largest: float
+    smallest: float
+    mean: float  # over all images and positions
+    activity: float  # share of images in which some unit of the channel is above 0, 0..1
+    hits: tuple[HitData, ...]
+    card: Sprite | None
+    strips: Sprite | None
+
+
+STRIP_ROWS = ("map_field", "patch", "projection", "map_whole", "projection_whole")
+"""Rows of a channel's ``strips``: activation map, image and projection inside the receptive field, then
+activation map and projection on the whole frame. (The whole image is `HitData.thumbnail`.)"""
+
+
+@dataclass(frozen=True)
+class LayerData:
+    """A layer that was analysed."""
+
+    name: str
+    alias: str
+    op: str
+    slug: str  # unique, safe as a file and folder name: [a-z0-9_-]+
+    channels: int  # in the network; `rows` may hold fewer
+    size: tuple[int, ...]  # spatial size of the output (height, width), or () for a vector
+    receptive_field: tuple[int, int]  # height, width in input pixels
+    stride: tuple[int, int] | None  # input pixels from a unit to the next; None if it sees the whole image
+    all_channels: ChannelData
+    rows: tuple[ChannelData, ...]
+    montage: str | None  # PNG of all top-nine grids, if asked for
+
+
+@dataclass(frozen=True)
+class DiagramNode:
+    """A node of the network's diagram. ``inputs`` are ids of earlier nodes; the input image has op ``Input``."""
+
+    id: str
+    op: str
+    label: str  # a short name, such as the alias
+    title: str  # the node's full name, for a tooltip
+    detail: str  # output size, such as "64×55×55"
+    inputs: tuple[str, ...]
+    slug: str | None  # of the analysed layer that this node makes, else None
+
+
+@dataclass(frozen=True)
+class ModelData:
+    """The model, as read from its file."""
+
+    name: str
+    file: str
+    sha256: str
+    producer: str
+    opset: int
+    input: str  # "data: float32 N×3×227×227 (NCHW)"
+    nodes: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How the report came about."""
+
+    date: str  # ISO 8601, UTC
+    command: str | None
+    data_set: str  # "photos/ (1,203 images, 2 skipped)" or the description of the built-in samples
+    images: int
+    skipped: tuple[tuple[str, str], ...]  # (name, reason)
+    classes: tuple[tuple[str, int], ...]  # (label, images)
+    input_size: tuple[int, int]  # height, width of the frame that the network saw
+    preprocess: str
+    preprocess_origin: str
+    method: str
+    policies: tuple[tuple[str, str], ...]  # ("overlapping pools", "sum"), …
+    ranking: str
+    seed: str
+    provider: str
+    versions: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]  # anything that the reader should know (batch fixed, built-in samples …)
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that a report shows."""
+
+    title: str
+    model: ModelData
+    provenance: Provenance
+    diagram: tuple[DiagramNode, ...]
+    layers: tuple[LayerData, ...]

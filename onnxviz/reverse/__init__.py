@@ -1,0 +1,1 @@
+"""Walking the graph backwards from units to pixels."""

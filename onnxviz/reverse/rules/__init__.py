@@ -1,0 +1,1 @@
+"""Reverse rules, one file for each family of operators."""
