@@ -1,0 +1,226 @@
+"""onnxruntime sessions on cut and instrumented copies of a model."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from onnxviz.errors import ModelError, OnnxvizError, ProviderError, UsageError
+from onnxviz.model.graph import ModelFile
+
+__all__ = ["Runner", "Session", "choose_provider", "run_constant"]
+
+Array = NDArray[Any]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FATAL_ONLY = 4
+_INSTALL_CUDA = "Install 'onnxviz[cuda]' on a machine with an NVIDIA driver, or use --provider cpu."
+
+
+def choose_provider(asked: str) -> str:
+    """The provider to use, ``cpu`` or ``cuda``, for ``auto``, ``cpu`` or ``cuda``.
+
+    ``auto`` takes CUDA where a session really starts on it, and is quiet where none does.
+
+    Raises:
+        UsageError: an unknown name.
+        ProviderError: ``cuda`` was asked for and cannot be used; says why.
+    """
+    if asked not in ("auto", *_PROVIDERS):
+        raise UsageError(f"Provider {asked!r} is not known. Choose one of auto, cuda, cpu.")
+    if asked == "cpu":
+        return "cpu"
+    problem = _cuda_problem()
+    if problem is None:
+        return "cuda"
+    if asked == "cuda":
+        raise ProviderError(f"CUDA cannot be used: {problem}. {_INSTALL_CUDA}")
+    return "cpu"
+
+
+@cache
+def _cuda_problem() -> str | None:
+    """Why CUDA cannot be used here, or None if it can.
+
+    The driver is asked first: without one onnxruntime would print loader errors before it falls back.
+    """
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        return "this onnxruntime is built without it"
+    name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return "there is no NVIDIA driver"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "the NVIDIA driver finds no GPU"
+    with _quiet():
+        ort.preload_dlls()
+        try:
+            session = ort.InferenceSession(_identity_model(), providers=[_PROVIDERS["cuda"]])
+        except Exception as error:  # onnxruntime raises types of its own
+            return str(error).splitlines()[0]
+    if session.get_providers()[0] != _PROVIDERS["cuda"]:
+        return "onnxruntime could not load its CUDA libraries"
+    return None
+
+
+def _identity_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "probe",
+        [value("x", TensorProto.FLOAT, [1])],
+        [value("y", TensorProto.FLOAT, [1])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No messages from onnxruntime's own logger, whose default is to print warnings and errors."""
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)
+
+
+class Session:
+    """One onnxruntime session on a cut model.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model; its reason is given.
+    """
+
+    def __init__(self, model: ModelFile, cut: bytes, *, provider: str = "cpu") -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        # External weights are beside the file, which a model given as bytes does not know.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+        providers = [_PROVIDERS[provider]] + ([_PROVIDERS["cpu"]] if provider != "cpu" else [])
+        try:
+            self._session = ort.InferenceSession(cut, options, providers=providers)
+        except Exception as error:  # onnxruntime raises types of its own
+            raise ModelError(f"{model.path}: onnxruntime cannot run it: {_reason(error)}") from error
+        self.path = model.path
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs by name.
+
+        Raises:
+            ModelError: onnxruntime failed, or an input that is not fed is needed.
+        """
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise ModelError(
+                f"{self.path}: besides its image it needs the input(s) {', '.join(missing)}, which cannot be fed yet."
+            )
+        try:
+            values = self._session.run(None, {name: feeds[name] for name in self.inputs})
+        except Exception as error:
+            raise ModelError(f"{self.path}: onnxruntime failed: {_reason(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class Runner:
+    """Runs any number of images through a cut model, in whatever batches it takes.
+
+    A file that fixes its batch is tried at a larger one: where the outputs agree with those of its own batch,
+    the larger is used; else the images go through in the file's own batches, the last filled up.
+
+    Args:
+        cut: makes the cut model for a batch: None for what the file says, "N" for any.
+        fixed: the batch that the file fixes, or None.
+        decode: turns raw outputs into arrays with one row an image.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        image: str,
+        cut: Callable[[str | None], bytes],
+        *,
+        fixed: int | None,
+        provider: str,
+        decode: Callable[[dict[str, Array]], dict[str, Array]] = dict,
+    ) -> None:
+        self._image = image
+        self._decode = decode
+        self.fixed = fixed
+        self._session = Session(model, cut(None), provider=provider)
+        if fixed is not None:
+            self._cut, self._model, self._provider = cut, model, provider
+            self._tried = False
+
+    def run(self, x: Array) -> dict[str, Array]:
+        """All outputs, decoded, a row an image."""
+        if self.fixed is not None and not self._tried and len(x) > self.fixed:
+            self._try_free(x)
+        if self.fixed is None:
+            return self._once(self._session, x)
+        parts = []
+        for start in range(0, len(x), self.fixed):
+            piece = x[start : start + self.fixed]
+            if short := self.fixed - len(piece):
+                piece = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)])
+            parts.append(self._once(self._session, piece))
+        return {name: np.concatenate([p[name] for p in parts])[: len(x)] for name in parts[0]}
+
+    def _once(self, session: Session, x: Array) -> dict[str, Array]:
+        return self._decode(session.run({self._image: x}))
+
+    def _try_free(self, x: Array) -> None:
+        """Use an open batch from now on if it gives what the fixed one gives on real images."""
+        assert self.fixed is not None
+        self._tried = True
+        sample = x[: min(len(x), 2 * self.fixed)]
+        expected = [self._once(self._session, sample[i : i + self.fixed]) for i in range(0, self.fixed + 1, self.fixed) if len(sample[i : i + self.fixed]) == self.fixed]
+        sample = sample[: self.fixed * len(expected)]
+        try:
+            free = Session(self._model, self._cut("N"), provider=self._provider)
+            got = self._once(free, sample)
+        except ModelError:
+            return
+        for name, value in got.items():
+            want = np.concatenate([part[name] for part in expected])
+            if value.shape != want.shape or not _agree(value, want):
+                return
+        self._session, self.fixed = free, None
+
+
+def _agree(value: Array, want: Array) -> bool:
+    if value.dtype.kind in "iu":
+        # A place may move between two values that rounding made equal.
+        return bool((value == want).mean() > 0.99)
+    scale = float(np.abs(want).max(initial=0))
+    return bool(np.allclose(value, want, rtol=1e-4, atol=1e-5 * scale))
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def run_constant(model: ModelFile, names: Sequence[str]) -> list[Array]:
+    """Values of tensors that depend on no input."""
+    try:
+        values = Session(model, model.cut(names)).run({})
+    except ModelError as error:
+        raise OnnxvizError(f"A constant of the model cannot be computed. {error}") from error
+    return [np.asarray(values[name]) for name in names]

@@ -1,0 +1,310 @@
+"""Layers: the nodes that can be looked at, their names and aliases, and finding one by whatever name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxviz.errors import LayerNotFoundError
+from onnxviz.model.geometry import Field
+from onnxviz.model.graph import Constants, Graph, Node, Shape
+
+__all__ = ["Layer", "find_layer", "find_layers", "list_layers"]
+
+_KINDS: Mapping[str, str] = {
+    "Conv": "conv",
+    "ConvTranspose": "deconv",
+    "Gemm": "fc",
+    "MaxPool": "pool",
+    "AveragePool": "pool",
+    "LpPool": "pool",
+    "GlobalMaxPool": "pool",
+    "GlobalAveragePool": "pool",
+    "BatchNormalization": "bn",
+}
+"""Base of a layer's alias where it is not the operator's name in lower case."""
+
+_PLUMBING = frozenset({"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
+"""Operators that move or copy values without computing: not layers, though their tensors can be named."""
+
+_LAYOUT_KEEPERS = _PLUMBING - {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A tensor of the network that has channels, and the node that makes it.
+
+    ``order`` permutes the tensor's axes to (N, C, spatial…). ``size`` is the spatial size of the output, () for
+    a vector. ``receptive_field`` is (height, width) in input pixels; ``stride`` and ``offset`` say where it is:
+    the unit at (y, x) sees from stride·(y, x) + offset on. ``stride`` is None where each unit sees all of it.
+    """
+
+    name: str
+    op: str
+    tensor: str
+    alias: str
+    aliases: tuple[str, ...]
+    channels: int
+    size: tuple[int, ...]
+    order: tuple[int, ...]
+    receptive_field: tuple[int, int]
+    stride: tuple[int, int] | None
+    offset: tuple[int, int]
+
+    def box(self, y: int, x: int) -> tuple[int, int, int, int]:
+        """What the unit at (y, x) sees: top, left, bottom, right in input pixels, not clipped."""
+        (height, width), (sy, sx) = self.receptive_field, self.stride or (0, 0)
+        top, left = sy * y + self.offset[0], sx * x + self.offset[1]
+        return top, left, top + height, left + width
+
+    def __str__(self) -> str:
+        return self.name if self.alias == self.name else f"{self.name} ({self.alias})"
+
+
+def list_layers(
+    graph: Graph,
+    constants: Constants,
+    image: str,
+    image_size: tuple[int, int],
+    image_order: tuple[int, ...],
+    shapes: Mapping[str, Shape],
+    seen: Mapping[str, Field],
+) -> tuple[Layer, ...]:
+    """All layers between the image and the outputs, in topological order.
+
+    Args:
+        image_order: permutation of the image input's axes to (N, C, H, W).
+        shapes: of every tensor, at batch 1.
+        seen: receptive fields, by tensor (`geometry.fields`).
+    """
+    orders: dict[str, tuple[int, ...]] = {image: image_order}
+    counts: dict[str, int] = {}
+    blocks = _Blocks(graph, seen)
+    layers = []
+    for node in graph.nodes:
+        field = seen.get(node.output)
+        if field is None:
+            continue
+        shape = shapes[node.output]
+        order = _order(node, orders, shapes)
+        orders[node.output] = order
+        for extra in node.outputs[1:]:
+            orders[extra] = order
+        if node.op in _PLUMBING or len(shape) < 2:
+            continue
+        kind = _KINDS.get(node.op, node.op.lower())
+        if node.op == "MatMul" and any(name in constants for name in node.inputs):
+            kind = "fc"
+        counts[kind] = counts.get(kind, 0) + 1
+        aliases = [f"{kind}{counts[kind]}", *blocks.alias(node)]
+        layers.append(_layer(node, shape, order, aliases, field, image_size))
+    return tuple(layers)
+
+
+def _order(node: Node, orders: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape]) -> tuple[int, ...]:
+    """Permutation of the node's output to (N, C, spatial…)."""
+    shape = shapes[node.output]
+    rank = len(shape)
+    plain = tuple(range(rank))
+    if node.op in ("Conv", "MaxPool", "AveragePool", "BatchNormalization", "LRN") or node.op.startswith("Global"):
+        return plain
+    if node.op in ("MatMul", "LayerNormalization") and rank == 3:
+        return (0, 2, 1)
+    source = next(
+        (name for name in node.inputs if name in orders and len(shapes[name]) == rank), None
+    )
+    if source is None:
+        return plain
+    if node.op == "Transpose":
+        perm = node.attrs.get("perm", tuple(reversed(plain)))
+        assert isinstance(perm, tuple)
+        return tuple(perm.index(axis) for axis in orders[source])
+    if node.op == "Reshape" and shapes[source] != shape:
+        return plain
+    return orders[source]
+
+
+def _layer(
+    node: Node,
+    shape: Shape,
+    order: tuple[int, ...],
+    aliases: Sequence[str],
+    field: Field,
+    image_size: tuple[int, int],
+) -> Layer:
+    moved = [shape[axis] for axis in order]
+    spatial = order[2:]
+    sizes: list[int] = []
+    strides: list[int] = []
+    offsets: list[int] = []
+    for k, span in enumerate(field.axes):
+        if span is None or len(spatial) <= k or span.coord != spatial[k]:
+            sizes.append(image_size[k])
+            strides.append(0)
+            offsets.append(0)
+        else:
+            sizes.append(span.size)
+            strides.append(span.a)
+            offsets.append(span.b)
+    local = all(strides)
+    return Layer(
+        name=node.name,
+        op=node.op,
+        tensor=node.output,
+        alias=aliases[0],
+        aliases=tuple(aliases),
+        channels=moved[1],
+        size=tuple(moved[2:]),
+        order=order,
+        receptive_field=(sizes[0], sizes[1]),
+        stride=(strides[0], strides[1]) if local else None,
+        offset=(offsets[0], offsets[1]) if local else (0, 0),
+    )
+
+
+class _Blocks:
+    """Aliases such as ``conv3_2``: the second convolution after the second pooling."""
+
+    def __init__(self, graph: Graph, seen: Mapping[str, Field]) -> None:
+        self._aliases: dict[str, str] = {}
+        block, index, longest = 1, 0, 0
+        for node in graph.nodes:
+            if node.output not in seen:
+                continue
+            if node.op in ("MaxPool", "AveragePool") and index and _shrinks(node):
+                block, index = block + 1, 0
+            elif node.op == "Conv":
+                index += 1
+                longest = max(longest, index)
+                self._aliases[node.output] = f"conv{block}_{index}"
+        if block == 1 or longest == 1:
+            self._aliases = {}
+
+    def alias(self, node: Node) -> tuple[str, ...]:
+        """The block alias of a convolution, if it has one."""
+        alias = self._aliases.get(node.output)
+        return (alias,) if alias else ()
+
+
+def _shrinks(node: Node) -> bool:
+    strides = node.attrs.get("strides", ())
+    return isinstance(strides, tuple) and any(int(s) > 1 for s in strides)
+
+
+def _components(name: str) -> list[str]:
+    return [part for part in re.split(r"[/:]", name.casefold()) if part]
+
+
+def _ends_with(layer: Layer, query: str) -> bool:
+    """Whether a path-like name ends in the components of ``query`` (its operator's own component aside)."""
+    wanted = _components(query)
+    for name in (layer.name, layer.tensor):
+        parts = _components(name)
+        bare = parts[:-1] if len(parts) > 1 and parts[-1] == layer.op.casefold() else parts
+        for have in (parts, bare):
+            if wanted and have[-len(wanted) :] == wanted:
+                return True
+            dotted = ".".join(have).split(".")
+            if (flat := ".".join(wanted).split(".")) and dotted[-len(flat) :] == flat:
+                return True
+    return False
+
+
+def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, str] | None = None) -> Layer:
+    """The one layer that ``query`` names.
+
+    Tried in order: the exact name of a layer, node or tensor; the same without regard to case; the last
+    component(s) of a path-like name; an alias.
+
+    Args:
+        plumbing: names of nodes and tensors that are no layers, each with the tensor whose values it carries.
+
+    Raises:
+        LayerNotFoundError: none or several match; the message lists the closest names.
+    """
+    query = query.strip()
+    by_tensor = {layer.tensor: layer for layer in layers}
+    aside = {name: by_tensor[t] for name, t in (plumbing or {}).items() if t in by_tensor}
+    tests: list[Callable[[Layer], bool]] = [
+        lambda layer: query in (layer.name, layer.tensor),
+        lambda layer: query.casefold() in (layer.name.casefold(), layer.tensor.casefold()),
+        lambda layer: _ends_with(layer, query),
+        lambda layer: query.casefold() in layer.aliases,
+    ]
+    for number, test in enumerate(tests):
+        matches = [layer for layer in layers if test(layer)]
+        if number == 0 and not matches and query in aside:
+            matches = [aside[query]]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise LayerNotFoundError(
+                f"Layer {query!r} is ambiguous: it could be {_listed(str(m) for m in matches)}. Give more of the name."
+            )
+    if not layers:
+        raise LayerNotFoundError(f"Layer {query!r}: the model has no layer that depends on its image input.")
+    raise LayerNotFoundError(
+        f"No layer is called {query!r}. Closest: {_listed(_closest(layers, query))}. "
+        "'onnxviz layers MODEL' lists them all."
+    )
+
+
+def find_layers(
+    layers: Sequence[Layer], queries: Iterable[str], *, plumbing: Mapping[str, str] | None = None
+) -> tuple[Layer, ...]:
+    """All layers that names, globs (``fire*/expand3x3``), ranges (``conv1..conv5``) and ``all`` ask for.
+
+    ``all`` is every layer with weights: convolutions and fully connected ones. ``*`` is every layer.
+    The answer is in topological order, without repeats.
+    """
+    chosen: set[str] = set()
+    for query in queries:
+        for part in (p.strip() for p in query.split(",")):
+            if part:
+                chosen.update(layer.tensor for layer in _expand(layers, part, plumbing))
+    return tuple(layer for layer in layers if layer.tensor in chosen)
+
+
+def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | None) -> list[Layer]:
+    names = {name for layer in layers for name in (layer.name, layer.tensor)}
+    if query in names:
+        return [find_layer(layers, query, plumbing=plumbing)]
+    if query.casefold() == "all":
+        return [layer for layer in layers if re.match(r"(conv|deconv|fc)\d", layer.alias)]
+    if ".." in query:
+        first, last = (find_layer(layers, end, plumbing=plumbing) for end in query.split("..", 1))
+        low, high = layers.index(first), layers.index(last)
+        if low > high:
+            raise LayerNotFoundError(f"{query!r}: {last} comes before {first}. Turn the range round.")
+        return [layer for layer in layers[low : high + 1] if layer.op in (first.op, last.op)]
+    if any(sign in query for sign in "*?["):
+        pattern = query.casefold()
+        matches = [
+            layer
+            for layer in layers
+            if any(fnmatch.fnmatchcase(n.casefold(), pattern) for n in (layer.name, layer.tensor, *layer.aliases))
+        ]
+        if not matches:
+            raise LayerNotFoundError(
+                f"No layer matches {query!r}. Closest: {_listed(_closest(layers, query))}. "
+                "'onnxviz layers MODEL' lists them all."
+            )
+        return matches
+    return [find_layer(layers, query, plumbing=plumbing)]
+
+
+def _closest(layers: Sequence[Layer], query: str) -> list[str]:
+    table: dict[str, str] = {}
+    for layer in layers:
+        for name in (*layer.aliases, layer.name, layer.tensor):
+            table.setdefault(name.casefold(), str(layer))
+    near = difflib.get_close_matches(query.casefold(), table, n=8, cutoff=0.4)
+    return list(dict.fromkeys(table[name] for name in near)) or [str(layer) for layer in layers[-3:]]
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

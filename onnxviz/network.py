@@ -1,0 +1,372 @@
+"""A network opened from its file: layers, activations, projections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxviz.errors import UnitError, UsageError
+from onnxviz.forward.session import Runner, Session, choose_provider
+from onnxviz.model import geometry
+from onnxviz.model.geometry import Span, whole
+from onnxviz.model.graph import ModelFile, Node, Probe, Shape
+from onnxviz.model.inputs import image_input
+from onnxviz.model.layers import Layer, find_layer, find_layers, list_layers
+from onnxviz.model.normalize import normalize
+from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run
+from onnxviz.reverse.methods import Method, make_method
+from onnxviz.reverse.project import (
+    Position,
+    Projections,
+    images_at_once,
+    project_maps,
+    pull_units,
+    seed_maps,
+)
+
+__all__ = ["Network", "load"]
+
+Array: TypeAlias = NDArray[Any]
+
+_DEFAULT_SIZE = 224
+
+
+def load(model: str | Path, *, provider: str = "auto", size: tuple[int, int] | None = None) -> Network:
+    """Open an ONNX model.
+
+    Args:
+        model: path of the file.
+        provider: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
+        size: (height, width) of the images, where the model leaves it open; 224×224 by default.
+
+    Raises:
+        UsageError: no such file, an unknown provider, or a size that the model does not take.
+        ModelError: not a model, or none with an image input.
+        ProviderError: CUDA was asked for and is not there.
+    """
+    return Network(ModelFile(model), provider=choose_provider(provider), size=size)
+
+
+class Network:
+    """A model, its layers, and what can be computed with them. Made by `load`."""
+
+    def __init__(self, model: ModelFile, *, provider: str = "cpu", size: tuple[int, int] | None = None) -> None:
+        self.model = model
+        self.provider = provider
+        self.image = image_input(model)
+        self.size = self._resolve_size(size)
+        self.graph = normalize(model.graph, model.constants, model.opset)
+        self._shapes: dict[Shape, dict[str, Shape]] = {}
+        self._recorder: tuple[tuple[Any, ...], Runner] | None = None
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+
+    def _resolve_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        stated = (self.image.height, self.image.width)
+        if size is None:
+            return stated[0] or _DEFAULT_SIZE, stated[1] or _DEFAULT_SIZE
+        if any(fixed not in (None, asked) for fixed, asked in zip(stated, size, strict=True)):
+            raise UsageError(
+                f"{self.model.path} takes images of {stated[0] or 'any'}×{stated[1] or 'any'} only, "
+                f"not {size[0]}×{size[1]}."
+            )
+        return size
+
+    def resized(self, size: tuple[int, int]) -> Network:
+        """The same network for images of another size."""
+        return self if size == self.size else Network(self.model, provider=self.provider, size=size)
+
+    # What the file says
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers, in topological order."""
+        order = self.image.order
+        shapes = self.shapes()
+        seen = geometry.fields(self.graph, self.image.name, (order[2], order[3]), shapes)
+        return list_layers(self.graph, self.model.constants, self.image.name, self.size, order, shapes, seen)
+
+    def layer(self, name: str) -> Layer:
+        """The layer that a layer's, node's or tensor's name, or an alias, names.
+
+        Raises:
+            LayerNotFoundError: none or several; the message lists the closest names.
+        """
+        return find_layer(self.layers, name, plumbing=self._plumbing)
+
+    def select(self, names: Iterable[str]) -> tuple[Layer, ...]:
+        """Layers by names, globs, ranges (``conv1..conv5``) and ``all``; see `layers.find_layers`."""
+        return find_layers(self.layers, names, plumbing=self._plumbing)
+
+    @cached_property
+    def _plumbing(self) -> dict[str, str]:
+        """Names of nodes and tensors that only carry a layer's values (Dropout, Identity, Flatten …)."""
+        tensors = {layer.tensor for layer in self.layers}
+        carried = {tensor: tensor for tensor in tensors}
+        names: dict[str, str] = {}
+        for node in self.graph.nodes:
+            if node.output not in tensors and node.inputs and node.inputs[0] in carried:
+                carried[node.output] = names[node.output] = names[node.name] = carried[node.inputs[0]]
+        return names
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every tensor for images of `size`, at the model's own batch or 1."""
+        return self._shapes_for({self.image.name: self.image.shape(self.image.batch or 1, self.size)})
+
+    def _shapes_for(self, fed: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shape inference answers; what it leaves open is read off a run."""
+        key = tuple(d for shape in fed.values() for d in shape)
+        if key in self._shapes:
+            return self._shapes[key]
+        inferred = self.model.shapes(fed)
+        known = {n: tuple(d for d in s if d is not None) for n, s in inferred.items() if None not in s}
+        reached = {name for source in fed for name in self.graph.descendants(source)}
+        unknown = [name for name in reached if name not in known]
+        if unknown:
+            dtypes = {info.name: info.dtype for info in self.graph.inputs}
+            feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}
+            values = Session(self.model, self.model.cut(unknown)).run(feeds)
+            known.update({name: value.shape for name, value in values.items()})
+        constants = {n for node in self.graph.nodes for n in node.inputs if n in self.model.constants}
+        for name in constants - known.keys():
+            known[name] = self.model.constants[name].shape
+        self._shapes[key] = known
+        return known
+
+    # Forward
+
+    def feed(self, x: Array) -> Array:
+        """``x`` as the image input wants it.
+
+        Raises:
+            UsageError: its shape does not fit; both shapes are given.
+        """
+        x, image = np.asarray(x), self.image
+        found = tuple(x.shape[axis] for axis in image.order) if x.ndim == 4 else ()
+        stated = (None, image.channels, image.height, image.width)
+        if not found or any(want not in (None, have) for want, have in zip(stated, found, strict=True)):
+            raise UsageError(f"The network takes {image}; the array is {x.dtype} {'×'.join(map(str, x.shape))}.")
+        return np.ascontiguousarray(x, dtype=image.dtype)
+
+    def size_of(self, x: Array) -> tuple[int, int]:
+        """(height, width) of the images in an input array."""
+        return x.shape[self.image.order[2]], x.shape[self.image.order[3]]
+
+    def activations(self, x: Array, layer: str | Layer) -> Array:
+        """Activations of a layer, (N, C, H, W) (or (N, C) for a vector), for the network's own input array ``x``."""
+        x = self.feed(x)
+        net = self.resized(self.size_of(x))
+        found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
+        return np.transpose(net.record(x, [found.tensor]).values[found.tensor], found.order)
+
+    def runner(
+        self, tensors: Sequence[str], *, probes: Sequence[Probe] = (), pools: Sequence[Node] = ()
+    ) -> Runner:
+        """A session for the named tensors, probes of tensors, and switches of MaxPool nodes (by output name)."""
+        outputs = [node.output for node in pools]
+        shapes = self.shapes()
+
+        def cut(batch: str | None) -> bytes:
+            return self.model.cut(
+                tensors, probes=probes, pool_indices=outputs, batch=batch, image=self.image.name
+            )
+
+        def decode(raw: dict[str, Array]) -> dict[str, Array]:
+            for node in pools:
+                indices = raw.pop(f"{node.output}:indices")
+                raw[f"{node.output}:switches"] = decode_switches(node, indices, shapes[node.inputs[0]])
+            return raw
+
+        # Other providers' indices are wrong in these cases (onnxruntime issues 15446, 16350 and 29637).
+        awkward = any(n.attrs.get("ceil_mode") or n.attrs["dilations"] != (1, 1) for n in pools)
+        return Runner(
+            self.model,
+            self.image.name,
+            cut,
+            fixed=self.image.batch,
+            provider="cpu" if awkward else self.provider,
+            decode=decode,
+        )
+
+    def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
+        """Run images and keep the named tensors, and the switches of the given MaxPool nodes."""
+        x = self.feed(x)
+        names = tuple(dict.fromkeys(n for n in tensors if n != self.image.name))
+        key = (names, tuple(node.output for node in pools))
+        found: dict[str, Array] = {}
+        if names or pools:
+            # One is kept: a layer's winners come in several batches, and a session holds all its weights.
+            if self._recorder is None or self._recorder[0] != key:
+                self._recorder = (key, self.runner(names, pools=pools))
+            found = self._recorder[1].run(x)
+        values = {name: found[name] for name in names}
+        if self.image.name in tensors:
+            values[self.image.name] = x
+        return Recording(values, {node.output: found[f"{node.output}:switches"] for node in pools})
+
+    # Reverse
+
+    def check(self, layers: Sequence[Layer], method: Method) -> None:
+        """Make sure that every operator between the layers and the image has a rule.
+
+        Raises:
+            UnsupportedOpError: naming those that have none.
+        """
+        for layer in layers:
+            check_path(self.graph, self.model.constants, [self.image.name], [layer.tensor], method)
+
+    def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
+        """The plan for pulling a layer back: from one position for each unit, or from whole maps.
+
+        Where the graph moves the batch axis, only whole maps will do, one image at a time.
+        """
+        key = (layer.tensor, method, windows)
+        if key not in self._plans:
+            shapes = self.shapes()
+            full = whole(shapes[layer.tensor])
+            spans = list(full)
+            for coord, axis in enumerate(layer.order[2:]):
+                spans[axis] = Span(1, 0, 1, coord)
+            made = self._plan(layer, tuple(spans) if windows else full, method)
+            self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
+        return self._plans[key]
+
+    def _plan(self, layer: Layer, spans: geometry.Spans, method: Method) -> Plan:
+        return plan(
+            self.graph,
+            self.model.constants,
+            self.shapes(),
+            [self.image.name],
+            {layer.tensor: spans},
+            method,
+            batch=self.image.batch or 1,
+        )
+
+    def vjp(
+        self, inputs: Mapping[str, Array], cotangents: Mapping[str, Array], *, method: str | Method = "gradient"
+    ) -> dict[str, Array]:
+        """Pull cotangents of any tensors back to every float graph input.
+
+        Args:
+            inputs: the network's input arrays, by name.
+            cotangents: for names of layers, nodes or tensors, an array of the tensor's own shape.
+
+        Raises:
+            UsageError: a cotangent's shape is not its tensor's.
+            UnsupportedOpError: see `check`.
+        """
+        method = make_method(method) if isinstance(method, str) else method
+        feeds = {name: np.asarray(value) for name, value in inputs.items()}
+        sources = [i.name for i in self.graph.inputs if i.dtype.startswith("float")]
+        targets = {self._tensor(name): np.asarray(g) for name, g in cotangents.items()}
+        shapes = self._shapes_for({name: value.shape for name, value in feeds.items()})
+        for name, g in targets.items():
+            if g.shape != shapes[name]:
+                raise UsageError(f"The cotangent of {name!r} is {g.shape}; the tensor is {shapes[name]}.")
+        spans = {name: whole(shapes[name]) for name in targets}
+        made = plan(self.graph, self.model.constants, shapes, sources, spans, method, batch=None)
+        names = [name for name in made.records if name not in feeds]
+        pools = [node.output for node in made.pools]
+        found: dict[str, Array] = {}
+        if names or pools:
+            found = Session(self.model, self.model.cut(names, pool_indices=pools)).run(feeds)
+        switches = {
+            node.output: decode_switches(node, found[f"{node.output}:indices"], shapes[node.inputs[0]])
+            for node in made.pools
+        }
+        recording = Recording({**feeds, **{name: found[name] for name in names}}, switches)
+        return run(made, targets, recording, Units.all_of(1), sources)
+
+    def _tensor(self, name: str) -> str:
+        """The tensor of a layer's, node's or tensor's name."""
+        if name in self.graph.producer or any(name == info.name for info in self.graph.inputs):
+            return name
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node.output
+        return self.layer(name).tensor
+
+    def project(
+        self,
+        x: Array,
+        layer: str | Layer,
+        channel: int | None = None,
+        position: Position = "max",
+        method: str | Method = "deconvnet",
+    ) -> Array:
+        """Project a layer's activations of each image back to its pixels.
+
+        Args:
+            x: the network's own input array.
+            channel: the channel, or None for all.
+            position: ``"max"`` (where the channel is strongest, in each image), (y, x), one (y, x) an image, or
+                None for the whole map.
+
+        Returns:
+            An array like ``x``, float32.
+
+        Raises:
+            LayerNotFoundError, UnitError: no such layer, channel or position.
+        """
+        method = make_method(method) if isinstance(method, str) else method
+        x = self.feed(x)
+        net = self.resized(self.size_of(x))
+        found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
+        if channel is not None and not 0 <= channel < found.channels:
+            raise UnitError(f"Layer {found} has channels 0 to {found.channels - 1}; there is no channel {channel}.")
+        made = net.plan_units(found, method, windows=False)
+        step = images_at_once(made, self.image.batch or 1)
+        results = []
+        for start in range(0, len(x), step):
+            recording = net.record(x[start : start + step], [*made.records, found.tensor], made.pools)
+            maps = np.transpose(recording.values[found.tensor], found.order)
+            part = position
+            if isinstance(position, Sequence) and not isinstance(position, str) and len(position) == len(x):
+                if not isinstance(position[0], int | np.integer):
+                    part = position[start : start + step]
+            seed = seed_maps(maps, found, channel, part, method)
+            results.append(project_maps(made, found, seed, recording, self.image.name))
+        return np.ascontiguousarray(np.concatenate(results))
+
+    def project_units(
+        self, x: Array, layer: str | Layer, units: Array, method: str | Method = "deconvnet"
+    ) -> Projections:
+        """Project many units at once, each inside what it can see.
+
+        Args:
+            x: the network's own input array.
+            units: (M, 4) integers: sample, channel, y, x. For a vector layer y and x are 0.
+
+        Raises:
+            LayerNotFoundError, UnitError: no such layer or unit.
+        """
+        method = make_method(method) if isinstance(method, str) else method
+        x = self.feed(x)
+        net = self.resized(self.size_of(x))
+        found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
+        units = np.asarray(units, np.int64).reshape(-1, 4)
+        limits = (len(x), found.channels, *(found.size + (1, 1))[:2])
+        wrong = np.flatnonzero(((units < 0) | (units >= np.array(limits))).any(1))
+        if len(wrong):
+            raise UnitError(
+                f"Unit {tuple(units[wrong[0]].tolist())} (sample, channel, y, x) is outside layer {found}, "
+                f"whose limits are {limits}."
+            )
+        made = net.plan_units(found, method)
+        step = images_at_once(made, self.image.batch or 1)
+        pixels = np.zeros((len(units), self.image.channels, *found.receptive_field), np.float32)
+        boxes = np.zeros((len(units), 4), np.int64)
+        samples = np.unique(units[:, 0])
+        for start in range(0, len(samples), step):
+            chunk = samples[start : start + step]
+            recording = net.record(x[chunk], [*made.records, found.tensor], made.pools)
+            rows = np.flatnonzero(np.isin(units[:, 0], chunk))
+            local = units[rows]
+            local[:, 0] = np.searchsorted(chunk, local[:, 0])
+            answer = pull_units(made, found, recording, local, method, self.image.name, self.image.order)
+            pixels[rows], boxes[rows] = answer.pixels, answer.boxes
+        return Projections(pixels, boxes)

@@ -1,0 +1,357 @@
+"""The engine: walks a graph backwards, from cotangents at some tensors to the inputs.
+
+`plan` decides beforehand what will happen: which nodes lie on the path, over which spans each tensor is needed,
+which forward values must be recorded. `run` then does it for many units at once, each in its own window.
+
+Shapes: a batched plan treats axis 0 of every tensor as the batch, and `run` puts one row there a unit; a plan
+that is not batched (a tensor moves the batch elsewhere) keeps every shape as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxviz.errors import UnsupportedOpError
+from onnxviz.model.geometry import Pull, Span, Spans, padding_begin, pull, union, whole
+from onnxviz.model.graph import Constants, Graph, Node, Shape
+from onnxviz.reverse.kernels import Array, place, place_each, switches, take
+from onnxviz.reverse.methods import Method
+from onnxviz.reverse.rules.registry import RULES, Rule, Step
+
+__all__ = ["Plan", "Recording", "Units", "check_path", "plan", "run"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One node's part in the walk."""
+
+    node: Node
+    index: int
+    rule: Rule
+    wanted: frozenset[int]
+    pull: Pull
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a walk from some tensors to some inputs will do."""
+
+    moves: tuple[Move, ...]
+    frames: Mapping[str, Spans]
+    shapes: Mapping[str, Shape]
+    records: tuple[str, ...]
+    pools: tuple[Node, ...]
+    batched: bool
+    constants: Constants = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Forward values of some images: tensors by name (N, …), and the switches of pools by output name."""
+
+    values: Mapping[str, Array]
+    switches: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Where each row of a walk starts: ``rows`` (M,) into the recording, ``coords`` (M, K) in the layer's map."""
+
+    rows: Array
+    coords: Array
+
+    @classmethod
+    def all_of(cls, n: int) -> Units:
+        """One for each recorded image, for whole maps."""
+        return cls(np.arange(n), np.zeros((n, 0), np.int64))
+
+    def origins(self, span: Span) -> Array:
+        """(M,) where the span begins for each unit."""
+        if span.coord is None:
+            return np.full(len(self.rows), span.b)
+        return self.coords[:, span.coord] * span.a + span.b
+
+
+def _on_path(
+    graph: Graph, constants: Constants, sources: Iterable[str], targets: Iterable[str], method: Method
+) -> list[Node]:
+    """Nodes between sources and targets along inputs that can carry a cotangent, in topological order."""
+    above = set(sources)
+    reached = []
+    for node in graph.nodes:
+        rule = method.rule(node)
+        slots = [
+            name for i, name in enumerate(node.inputs) if name in above and (rule is None or rule.can_carry(i))
+        ]
+        if slots:
+            reached.append(node)
+            above.update(name for name in node.outputs if name)
+    below = set(targets)
+    path = []
+    for node in reversed(reached):
+        if below.isdisjoint(node.outputs):
+            continue
+        path.append(node)
+        rule = method.rule(node)
+        below.update(
+            name for i, name in enumerate(node.inputs) if name in above and (rule is None or rule.can_carry(i))
+        )
+    return path[::-1]
+
+
+def check_path(
+    graph: Graph, constants: Constants, sources: Sequence[str], targets: Sequence[str], method: Method
+) -> list[Node]:
+    """The nodes on the path, once it is sure that each has a rule that can handle it.
+
+    Raises:
+        UnsupportedOpError: naming the first nodes that have none, and what is supported.
+    """
+    path = _on_path(graph, constants, sources, targets, method)
+    missing = [node for node in path if method.rule(node) is None]
+    where = f"on the path from {', '.join(targets)} to {', '.join(sources)}"
+    if missing:
+        ops = sorted({node.kind for node in missing})
+        first = missing[0]
+        raise UnsupportedOpError(
+            f"No reverse rule for {', '.join(ops)} ({len(missing)} node(s) {where}, the first is {first.name!r}). "
+            f"Choose an earlier layer. Supported: {', '.join(sorted(RULES))}."
+        )
+    for node in path:
+        rule = method.rule(node)
+        assert rule is not None
+        if reason := rule.restriction(node, constants):
+            raise UnsupportedOpError(f"{node.op} {node.name!r} {where} cannot be reversed: {reason}.")
+    return path
+
+
+def plan(
+    graph: Graph,
+    constants: Constants,
+    shapes: Mapping[str, Shape],
+    sources: Sequence[str],
+    targets: Mapping[str, Spans],
+    method: Method,
+    *,
+    batch: int | None,
+) -> Plan:
+    """Work out a walk from ``targets`` (each over the given spans) back to ``sources``.
+
+    Args:
+        shapes: of every tensor, in the run that is recorded.
+        batch: size of axis 0 in ``shapes`` if units are to be rows there, or None to keep shapes as they are.
+
+    Raises:
+        UnsupportedOpError: see `check_path`.
+    """
+    path = check_path(graph, constants, sources, list(targets), method)
+    carried = set(sources) | {name for node in path for name in node.outputs if name}
+    batched = batch is not None and _keeps_batch(path, carried, shapes, batch)
+    pieces: dict[str, list[Spans]] = {name: [spans] for name, spans in targets.items()}
+    frames: dict[str, Spans] = {}
+    moves = []
+    records: dict[str, None] = {}
+    pools: dict[str, Node] = {}
+
+    def settle(name: str) -> Spans:
+        if name not in frames:
+            frames[name] = (
+                union(pieces[name], shapes[name]) if name not in targets or len(pieces[name]) > 1 else pieces[name][0]
+            )
+        return frames[name]
+
+    for node in reversed(path):
+        rule = method.rule(node)
+        assert rule is not None
+        wanted = frozenset(i for i, name in enumerate(node.inputs) if name in carried and rule.can_carry(i))
+        for index, output in enumerate(node.outputs):
+            if output not in pieces:
+                continue
+            pulled = pull(node, index, settle(output), shapes)
+            moves.append(Move(node, index, rule, wanted, pulled))
+            for i in wanted:
+                pieces.setdefault(node.inputs[i], []).append(pulled.inputs[i])
+            records.update(dict.fromkeys(n for n in rule.record(node, wanted) if n not in constants))
+            if rule.switches:
+                pools[output] = node
+    for name in (*sources, *targets):
+        if name in pieces:
+            settle(name)
+    constants.fetch({n for move in moves for n in move.node.inputs if n in constants})
+    return Plan(tuple(moves), frames, shapes, tuple(records), tuple(pools.values()), batched, constants)
+
+
+def _keeps_batch(path: Sequence[Node], carried: set[str], shapes: Mapping[str, Shape], batch: int) -> bool:
+    """Whether axis 0 is the batch, and nothing but the batch, in every tensor on the path."""
+    if any(not shapes[name] or shapes[name][0] != batch for name in carried):
+        return False
+    for node in path:
+        rank = len(shapes[node.inputs[0]])
+        axes = node.attrs.get("axes", ())
+        touched = {a % rank for a in axes if isinstance(a, int)} if isinstance(axes, tuple) else set()
+        axis = node.attrs.get("axis")
+        if isinstance(axis, int) and node.op != "Flatten":
+            touched.add(axis % rank)
+        if node.op in ("Squeeze", "ReduceMean", "ReduceSum") and "axes" not in node.attrs:
+            touched.update(a for a, n in enumerate(shapes[node.inputs[0]]) if n == 1 or node.op != "Squeeze")
+        perm = node.attrs.get("perm", (0,) if node.op != "Transpose" else (rank - 1,))
+        if 0 in touched or (isinstance(perm, tuple) and perm[0] != 0):
+            return False
+        if node.op == "Gemm" and node.attrs.get("transA"):
+            return False
+        if node.op == "MatMul" and node.inputs[1] in carried and (node.inputs[0] not in carried or rank < 3):
+            return False
+        ranks = {len(shapes[name]) for name in node.inputs if name in carried}
+        if node.op in ("Add", "Sub", "Mul", "Div", "Sum") and ranks != {len(shapes[node.output])}:
+            return False
+    return True
+
+
+def run(
+    plan: Plan, seeds: Mapping[str, Array], recording: Recording, units: Units, sources: Sequence[str]
+) -> dict[str, Array]:
+    """Pull seeds back.
+
+    Args:
+        seeds: for each target of the plan, a cotangent over its frame: (M, …).
+        recording: what `plan` asked for.
+        units: which image and position each row belongs to.
+
+    Returns:
+        For each source, the cotangent over the plan's frame of it; zero outside the tensor.
+    """
+    walk = _Walk(plan, recording, units)
+    cotangents = dict(seeds)
+    for move in plan.moves:
+        output = move.node.outputs[move.index]
+        if (g := cotangents.get(output)) is None:
+            continue
+        if output not in sources and output not in seeds:
+            del cotangents[output]
+        g = walk.moved(g, plan.frames[output], move.pull.output, output)
+        answers = move.rule.pull_back(walk.step(move), g)
+        for i in sorted(move.wanted):
+            answer, name = answers[i], move.node.inputs[i]
+            assert answer is not None, (move.node.name, i)
+            piece = walk.moved(answer, move.pull.inputs[i], plan.frames[name], name, mask=True)
+            cotangents[name] = cotangents[name] + piece if name in cotangents else piece
+    return {
+        name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources
+    }
+
+
+class _Walk:
+    """One `run`: moves arrays between spans and reads recorded values."""
+
+    def __init__(self, plan: Plan, recording: Recording, units: Units) -> None:
+        self.plan = plan
+        self.recording = recording
+        self.units = units
+        self._masks: dict[tuple[Span, int], Array | None] = {}
+
+    def sizes(self, spans: Spans) -> Shape:
+        sizes = tuple(span.size for span in spans)
+        return (len(self.units.rows), *sizes[1:]) if self.plan.batched else sizes
+
+    def zeros(self, name: str) -> Array:
+        spans = self.plan.frames.get(name, whole(self.plan.shapes[name]))
+        return np.zeros(self.sizes(spans), np.float32)
+
+    def moved(self, g: Array, here: Spans, there: Spans, name: str, *, mask: bool = False) -> Array:
+        """``g`` over the spans ``there``; with ``mask``, zero where they leave the tensor."""
+        if here != there:
+            first = int(self.plan.batched)
+            sizes = self.sizes(there)
+            pairs = list(zip(here, there, strict=True))[first:]
+            if all((f.coord, f.a) == (t.coord, t.a) for f, t in pairs):
+                g = place(g, [0] * first + [f.b - t.b for f, t in pairs], sizes)
+            else:
+                offsets = np.stack(
+                    [self.units.origins(f) - self.units.origins(t) for f, t in zip(here[1:], there[1:], strict=True)],
+                    axis=1,
+                )
+                g = place_each(g, offsets, sizes)
+        if mask:
+            for axis, span in enumerate(there):
+                if span.coord is not None and (inside := self._inside(span, self.plan.shapes[name][axis])) is not None:
+                    lead = [1] * g.ndim
+                    lead[0], lead[axis] = inside.shape
+                    g = g * inside.reshape(lead)
+        return g
+
+    def _inside(self, span: Span, size: int) -> Array | None:
+        """(M, span) which positions lie on an axis of ``size``; None if all do."""
+        key = (span, size)
+        if key not in self._masks:
+            begin = self.units.origins(span)
+            if begin.min() >= 0 and begin.max() + span.size <= size:
+                self._masks[key] = None
+            else:
+                positions = begin[:, None] + np.arange(span.size)
+                self._masks[key] = (positions >= 0) & (positions < size)
+        return self._masks[key]
+
+    def over(self, values: Array, spans: Spans, *, constant: bool = False) -> Array:
+        """Windows of a forward value. A constant has one row, which serves every unit."""
+        axes = [axis for axis, span in enumerate(spans) if span.coord is not None]
+        if not axes and (constant or not self.plan.batched):
+            return values
+        rows = np.zeros_like(self.units.rows) if constant else self.units.rows
+        starts = [self.units.origins(spans[axis]) for axis in axes]
+        return take(values, rows, axes, starts, [spans[axis].size for axis in axes])
+
+    def step(self, move: Move) -> Step:
+        node, plan = move.node, self.plan
+
+        def read_input(index: int) -> Array:
+            name = node.inputs[index]
+            if name not in plan.constants:
+                return self.over(self.recording.values[name], move.pull.inputs[index])
+            value, spans = plan.constants[name], move.pull.inputs[index]
+            if any(span.coord is not None for span in spans):
+                # Lined up with the output's axes, so that its windows keep to theirs.
+                lead = (1,) * (len(move.pull.output) - len(spans))
+                value, spans = value.reshape(lead + value.shape), whole(lead) + spans
+            return self.over(value, spans, constant=True)
+
+        def read_result() -> Array:
+            return self.over(self.recording.values[node.outputs[move.index]], move.pull.output)
+
+        def read_switches(everywhere: bool) -> Array:
+            recorded = self.recording.switches[node.output]
+            return recorded if everywhere else self.over(recorded, move.pull.output)
+
+        return Step(
+            node=node,
+            wanted=move.wanted,
+            out_shape=self.sizes(move.pull.output),
+            shapes=tuple(self.sizes(s) if s else () for s in move.pull.inputs),
+            full_shapes=plan.shapes,
+            read_input=read_input,
+            read_result=read_result,
+            read_switches=read_switches,
+            over_output=lambda values: self.over(values, move.pull.output, constant=True),
+            over_input=lambda values: self.over(values, move.pull.inputs[0]),
+        )
+
+
+def decode_switches(node: Node, indices: Array, source: Shape) -> Array:
+    """Switches of a MaxPool (`kernels.switches`) from the indices that onnxruntime gave."""
+
+    def ints(name: str) -> tuple[int, ...]:
+        value = node.attrs[name]
+        assert isinstance(value, tuple)
+        return tuple(int(v) for v in value)
+
+    return switches(
+        indices,
+        source[2:],
+        ints("kernel_shape"),
+        ints("strides"),
+        ints("dilations"),
+        padding_begin(node, source[2:]),
+        column_major=bool(node.attrs.get("storage_order", 0)),
+    )

@@ -1,0 +1,211 @@
+"""The few array operations that rules need beyond the array API, in NumPy.
+
+Arrays are (N, C, spatial…). Their memory is laid out (C, N, spatial…) where a kernel makes them, so that a
+transposed convolution is one matrix product; callers need not know.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+__all__ = ["Array", "conv_transpose", "dilate", "place", "place_each", "spread", "switches", "take", "unpool"]
+
+Array: TypeAlias = NDArray[Any]
+
+
+def _zeros(n: int, c: int, spatial: Sequence[int], dtype: Any) -> Array:
+    return np.zeros((c, n, *spatial), dtype).swapaxes(0, 1)
+
+
+def _extent(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    return [
+        (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+
+
+def _steps(
+    offset: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[slice, ...]:
+    """The positions that kernel cell ``offset`` meets as the kernel steps along."""
+    return tuple(
+        slice(o * d, o * d + (n - 1) * s + 1, s)
+        for o, n, s, d in zip(offset, sizes, strides, dilations, strict=True)
+    )
+
+
+def conv_transpose(
+    g: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int
+) -> Array:
+    """Full transposed convolution: every input position that any output position in ``g`` has seen.
+
+    Args:
+        g: (N, Cout, h…) cotangent of a Conv's output.
+        weight: (Cout, Cin/groups, k…) as in ONNX Conv.
+
+    Returns:
+        (N, Cin, (h−1)·stride + (k−1)·dilation + 1, …), starting ``pads`` before the first input position.
+    """
+    n, cout, *sizes = g.shape
+    cin, kernel = weight.shape[1], weight.shape[2:]
+    columns = np.ascontiguousarray(g.swapaxes(0, 1)).reshape(groups, cout // groups, -1)
+    matrix = weight.reshape(groups, cout // groups, -1).swapaxes(1, 2)
+    product = np.matmul(matrix, columns).reshape(groups, cin, math.prod(kernel), n, *sizes)
+    if math.prod(kernel) == 1 and all(s == 1 for s in strides):
+        return product.reshape(groups * cin, n, *sizes).swapaxes(0, 1)
+    full = np.zeros((groups, cin, n, *_extent(sizes, kernel, strides, dilations)), product.dtype)
+    for cell, offset in enumerate(np.ndindex(*kernel)):
+        full[(..., *_steps(offset, sizes, strides, dilations))] += product[:, :, cell]
+    return full.reshape(groups * cin, n, *full.shape[3:]).swapaxes(0, 1)
+
+
+def switches(
+    indices: Array,
+    source: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    begins: Sequence[int],
+    *,
+    column_major: bool = False,
+) -> Array:
+    """Where in its window each pooled value came from, from the ``Indices`` of an ONNX MaxPool.
+
+    Args:
+        indices: (N, C, h…) int64, flat over the whole input tensor, padding not counted.
+        source: spatial sizes of the pool's input.
+        column_major: ``storage_order`` 1.
+
+    Returns:
+        (N, C, h…) unsigned integers: the number of the kernel cell, row by row. One byte for up to 256 cells.
+    """
+    n, c, *sizes = indices.shape
+    plane = math.prod(source)
+    rest = indices - (np.arange(n * c) * plane).reshape(n, c, *(1 for _ in sizes))
+    places: list[Array] = []
+    for extent in source if column_major else reversed(source):
+        places.append(rest % extent)
+        rest = rest // extent
+    if not column_major:
+        places.reverse()
+    cell: Array = np.zeros_like(indices)
+    for axis, place_ in enumerate(places):
+        steps = np.arange(sizes[axis]) * strides[axis] - begins[axis]
+        steps = steps.reshape(-1, *(1 for _ in sizes[axis + 1 :]))
+        cell = cell * kernel[axis] + (place_ - steps) // dilations[axis]
+    return cell.astype(np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+
+
+def unpool(
+    g: Array, switch: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> Array:
+    """Put each value back at its switch; where windows overlap on one place, the values add up.
+
+    Args:
+        g: (N, C, h…) cotangent of a MaxPool's output.
+        switch: (N, C, h…) kernel cells (`switches`).
+
+    Returns:
+        (N, C, (h−1)·stride + (k−1)·dilation + 1, …), starting ``pads`` before the first input position.
+    """
+    n, c, *sizes = g.shape
+    full = _zeros(n, c, _extent(sizes, kernel, strides, dilations), g.dtype)
+    for cell, offset in enumerate(np.ndindex(*kernel)):
+        full[(..., *_steps(offset, sizes, strides, dilations))] += g * (switch == cell)
+    return full
+
+
+def spread(g: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
+    """Add each value to every cell of its window: the adjoint of a sum over windows. Shapes as `unpool`."""
+    n, c, *sizes = g.shape
+    full = _zeros(n, c, _extent(sizes, kernel, strides, dilations), g.dtype)
+    for offset in np.ndindex(*kernel):
+        full[(..., *_steps(offset, sizes, strides, dilations))] += g
+    return full
+
+
+def dilate(g: Array, steps: Sequence[int]) -> Array:
+    """Spread the elements of every axis ``steps`` apart, zeros between; a negative step also reverses."""
+    if any(step < 0 for step in steps):
+        g = g[tuple(slice(None, None, -1 if step < 0 else 1) for step in steps)]
+    steps = [abs(step) for step in steps]
+    if all(step == 1 for step in steps):
+        return g
+    full = np.zeros([(n - 1) * step + 1 for n, step in zip(g.shape, steps, strict=True)], g.dtype)
+    full[tuple(slice(None, None, step) for step in steps)] = g
+    return full
+
+
+def place(g: Array, offsets: Sequence[int], sizes: Sequence[int]) -> Array:
+    """``g`` inside a frame of ``sizes``, ``offsets`` from its corner: cropped and padded with zeros as needed."""
+    inner, outer = [], []
+    for n, offset, size in zip(g.shape, offsets, sizes, strict=True):
+        low, high = max(offset, 0), max(min(offset + n, size), 0)
+        high = max(high, low)
+        outer.append(slice(low, high))
+        inner.append(slice(low - offset, high - offset))
+    part = g[tuple(inner)]
+    if part.shape == tuple(sizes):
+        return part
+    if g.ndim >= 2:
+        full = _zeros(sizes[0], sizes[1], sizes[2:], g.dtype)
+    else:
+        full = np.zeros(sizes, g.dtype)
+    full[tuple(outer)] = part
+    return full
+
+
+def place_each(g: Array, offsets: Array, sizes: Sequence[int]) -> Array:
+    """`place` for each row of ``g`` on its own: ``offsets`` is (N, axes after the first)."""
+    full = _zeros(g.shape[0], sizes[1], sizes[2:], g.dtype) if g.ndim >= 2 else np.zeros(sizes, g.dtype)
+    for row, offset in enumerate(offsets.tolist()):
+        inner, outer = [], []
+        for n, start, size in zip(g.shape[1:], offset, sizes[1:], strict=True):
+            low, high = max(start, 0), min(start + n, size)
+            high = max(high, low)
+            outer.append(slice(low, high))
+            inner.append(slice(low - start, high - start))
+        full[(row, *outer)] = g[(row, *inner)]
+    return full
+
+
+def take(values: Array, rows: Array, axes: Sequence[int], starts: Sequence[Array], sizes: Sequence[int]) -> Array:
+    """Windows of ``values``, zero where they leave it.
+
+    Args:
+        values: (N, …).
+        rows: (M,) which row of ``values`` each window is of.
+        axes: the axes that are windowed; the others come whole.
+        starts: for each of ``axes``, (M,) where each window begins.
+        sizes: for each of ``axes``, the window's size.
+
+    Returns:
+        (M, …), with ``sizes`` along ``axes``.
+    """
+    if not axes:
+        same = len(rows) == len(values) and bool((rows == np.arange(len(rows))).all())
+        return values if same else values[rows]
+    before = [max(0, -int(s.min())) for s in starts]
+    after = [
+        max(0, int(s.max()) + size - values.shape[axis])
+        for axis, s, size in zip(axes, starts, sizes, strict=True)
+    ]
+    if any(itertools.chain(before, after)):
+        widths = [(0, 0)] * values.ndim
+        for axis, low, high in zip(axes, before, after, strict=True):
+            widths[axis] = (low, high)
+        values = np.pad(values, widths)
+    windows = sliding_window_view(values, tuple(sizes), axis=tuple(axes))
+    index: list[Any] = [slice(None)] * values.ndim
+    index[0] = rows
+    for axis, start, low in zip(axes, starts, before, strict=True):
+        index[axis] = start + low
+    picked = windows[tuple(index)]
+    # Advanced indices put the M windows first; the window axes stand last, in the order of `axes`.
+    return np.moveaxis(picked, range(picked.ndim - len(axes), picked.ndim), axes)

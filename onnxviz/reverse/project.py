@@ -1,0 +1,168 @@
+"""From units of a layer to pixels, on recorded images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxviz.errors import UnitError
+from onnxviz.model.graph import Shape
+from onnxviz.model.layers import Layer
+from onnxviz.reverse.engine import Plan, Recording, Units, run
+from onnxviz.reverse.kernels import Array, place_each
+from onnxviz.reverse.methods import Method
+
+__all__ = ["Position", "Projections", "project_maps", "pull_units", "seed_maps"]
+
+Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
+
+_WORKING_BYTES = 192 << 20
+"""About how much one batch may take while it is recorded, and while it is pulled back."""
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Units pulled back to the image.
+
+    ``pixels``: (M, C, h, w) float32, as large as the layer's receptive field, zero outside the image.
+    ``boxes``: (M, 4) where they lie: top, left, bottom, right in input pixels, not clipped.
+    """
+
+    pixels: Array
+    boxes: Array
+
+
+def images_at_once(plan: Plan, batch: int) -> int:
+    """How many images to record at once; ``batch`` is the model's own, where a plan cannot be batched."""
+    if not plan.batched:
+        return batch
+    size = sum(4 * math.prod(plan.shapes[name][1:]) for name in plan.records)
+    size += sum(16 * math.prod(plan.shapes[node.output][1:]) for node in plan.pools)
+    return max(1, min(32, _WORKING_BYTES // max(size, 1)))
+
+
+def units_at_once(plan: Plan) -> int:
+    """How many units to pull back at once, so that the largest step stays within bounds."""
+    if not plan.batched:
+        return 1
+    largest = 1
+    for move in plan.moves:
+        cells = max(math.prod(span.size for span in move.pull.inputs[i][1:]) for i in move.wanted)
+        if move.node.op == "Conv":
+            weight = plan.constants[move.node.inputs[1]]
+            groups = move.node.attrs["group"]
+            assert isinstance(groups, int)
+            cells += groups * math.prod(weight.shape[1:]) * math.prod(s.size for s in move.pull.output[2:])
+        largest = max(largest, cells)
+    return max(1, min(256, _WORKING_BYTES // (4 * largest)))
+
+
+def seed_maps(
+    maps: Array, layer: Layer, channel: int | None, position: Position, method: Method
+) -> Array:
+    """The cotangent that starts a projection: the activations asked for, all others zero (Zeiler & Fergus, 2.1).
+
+    Args:
+        maps: (N, C, …) activations of the layer.
+        channel: the channel, or None for all.
+        position: ``"max"``, (y, x), one (y, x) an image, or None for the whole map.
+
+    Raises:
+        UnitError: no such position.
+    """
+    channels = list(range(layer.channels)) if channel is None else [channel]
+    source = np.ones(maps.shape, np.float32) if method.unit_seed else maps.astype(np.float32)
+    seed = np.zeros(maps.shape, np.float32)
+    if position is None:
+        seed[:, channels] = source[:, channels]
+        return seed
+    spatial = maps.shape[2:]
+    for n in range(len(maps)):
+        for c in channels:
+            at: tuple[int, ...]
+            if isinstance(position, str):
+                if position != "max":
+                    raise UnitError(f"Position {position!r}: give 'max', (y, x), or None for the whole map.")
+                at = tuple(int(i) for i in np.unravel_index(int(maps[n, c].argmax()), spatial)) if spatial else ()
+            else:
+                at = _inside(layer, _position_of(position, n, len(maps)), spatial)
+            seed[(n, c, *at)] = source[(n, c, *at)]
+    return seed
+
+
+def _position_of(position: Sequence[object], n: int, count: int) -> tuple[int, ...]:
+    if len(position) == 2 and all(isinstance(v, int | np.integer) for v in position):
+        return tuple(int(v) for v in position)  # type: ignore[call-overload]
+    if len(position) != count:
+        raise UnitError(f"Give one position (y, x), or one for each of the {count} images; there are {len(position)}.")
+    y, x = position[n]  # type: ignore[misc]
+    return int(y), int(x)
+
+
+def _inside(layer: Layer, at: tuple[int, ...], spatial: Shape) -> tuple[int, ...]:
+    at = at[: len(spatial)]
+    if len(at) != len(spatial) or any(not 0 <= v < n for v, n in zip(at, spatial, strict=True)):
+        raise UnitError(f"Layer {layer} is {'×'.join(map(str, spatial))} units; there is no unit {at}.")
+    return at
+
+
+def project_maps(plan: Plan, layer: Layer, seed: Array, recording: Recording, source: str) -> Array:
+    """Pull seeds (N, C, …) of whole maps back: the input's own layout."""
+    g = np.transpose(seed, np.argsort(layer.order))
+    return run(plan, {layer.tensor: g}, recording, Units.all_of(len(seed)), [source])[source]
+
+
+def pull_units(
+    plan: Plan,
+    layer: Layer,
+    recording: Recording,
+    units: Array,
+    method: Method,
+    source: str,
+    source_order: Sequence[int],
+) -> Projections:
+    """Pull units of recorded images back, each inside its own window.
+
+    Args:
+        plan: from one position of the layer (`Network.plan_units`).
+        recording: of the images that the units are in, with the layer's own tensor.
+        units: (M, 4) integers: row of the recording, channel, y, x; y and x are 0 for a vector.
+        source: the image input, and ``source_order`` the permutation of its axes to (N, C, H, W).
+    """
+    maps = np.transpose(recording.values[layer.tensor], layer.order)
+    depth = len(layer.size)
+    index = (units[:, 0], units[:, 1], *(units[:, 2 + k] for k in range(depth)))
+    seeds = np.ones(len(units), np.float32) if method.unit_seed else maps[index].astype(np.float32)
+    boxes = np.array([layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
+    back = np.argsort(layer.order)
+    spans = [plan.frames[source][axis] for axis in source_order[2:]]
+    channels = plan.shapes[source][source_order[1]]
+    pixels = np.zeros((len(units), channels, *layer.receptive_field), np.float32)
+    step = units_at_once(plan)
+    for start in range(0, len(units), step):
+        part = units[start : start + step]
+        rows = np.arange(len(part))
+        if plan.batched:
+            g = np.zeros((len(part), layer.channels, *(1 for _ in layer.size)), np.float32)
+            g[(rows, part[:, 1], *(0 for _ in layer.size))] = seeds[start : start + step]
+            at = Units(part[:, 0], part[:, 2 : 2 + depth])
+            values = recording
+        else:
+            g = np.zeros((1, *maps.shape[1:]), np.float32)
+            g[(0, *part[0, 1 : 2 + depth])] = seeds[start]
+            at = Units.all_of(1)
+            one = int(part[0, 0])
+            values = Recording(
+                {name: value[one : one + 1] for name, value in recording.values.items()},
+                {name: value[one : one + 1] for name, value in recording.switches.items()},
+            )
+        answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [source])[source]
+        answer = np.transpose(answer, source_order)
+        origin = np.stack([at.origins(span) for span in spans], axis=1)
+        offsets = np.pad(origin - boxes[start : start + step, :2], ((0, 0), (1, 0)))
+        pixels[start : start + step] = place_each(answer, offsets, (len(part), *pixels.shape[1:]))
+    return Projections(pixels, boxes)
