@@ -1,1 +1,38 @@
 """onnxviz: what every channel of a convolutional network responds to, from its ONNX file alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxviz.analyze import analyze
+    from onnxviz.atlas import Atlas
+    from onnxviz.errors import OnnxvizError
+    from onnxviz.network import Network, load
+    from onnxviz.reverse.project import Projections
+
+__all__ = ["Atlas", "Network", "OnnxvizError", "Projections", "analyze", "load"]
+
+_HOMES = {
+    "Atlas": "onnxviz.atlas",
+    "Network": "onnxviz.network",
+    "OnnxvizError": "onnxviz.errors",
+    "Projections": "onnxviz.reverse.project",
+    "analyze": "onnxviz.analyze",
+    "load": "onnxviz.network",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: onnx and onnxruntime would slow down ``--help``."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxviz' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    # Over the submodule of the same name, which importing it has put here.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

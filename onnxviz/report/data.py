@@ -95,7 +95,7 @@ class LayerData:
 
 @dataclass(frozen=True)
 class DiagramNode:
-    """A node of the network's diagram. ``inputs`` are ids of earlier nodes; the input image has op ``Input``."""
+    """A node of the diagram. ``inputs`` are ids of earlier nodes; the input image has op ``Input``."""
 
     id: str
     op: str

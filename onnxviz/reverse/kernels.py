@@ -86,20 +86,25 @@ def switches(
         (N, C, h…) unsigned integers: the number of the kernel cell, row by row. One byte for up to 256 cells.
     """
     n, c, *sizes = indices.shape
-    plane = math.prod(source)
-    rest = indices - (np.arange(n * c) * plane).reshape(n, c, *(1 for _ in sizes))
-    places: list[Array] = []
-    for extent in source if column_major else reversed(source):
-        places.append(rest % extent)
-        rest = rest // extent
-    if not column_major:
-        places.reverse()
-    cell: Array = np.zeros_like(indices)
-    for axis, place_ in enumerate(places):
-        steps = np.arange(sizes[axis]) * strides[axis] - begins[axis]
-        steps = steps.reshape(-1, *(1 for _ in sizes[axis + 1 :]))
-        cell = cell * kernel[axis] + (place_ - steps) // dilations[axis]
-    return cell.astype(np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+    pitch = _pitches(source, column_major)
+    # Subtracting where each window starts leaves its cells' own offsets, few enough to look up.
+    start: Array = (np.arange(n * c) * math.prod(source)).reshape(n, c, *(1 for _ in sizes))
+    offset: Array = np.zeros((1,) * len(kernel), np.int64)
+    for axis, size in enumerate(sizes):
+        ones = (1,) * (len(sizes) - axis - 1)
+        start = start + ((np.arange(size) * strides[axis] - begins[axis]) * pitch[axis]).reshape(-1, *ones)
+        offset = offset + (np.arange(kernel[axis]) * dilations[axis] * pitch[axis]).reshape(-1, *ones)
+    cells = np.zeros(int(offset.max()) + 1, np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+    cells[offset.ravel()] = np.arange(math.prod(kernel))
+    return cells[indices - start]
+
+
+def _pitches(source: Sequence[int], column_major: bool) -> list[int]:
+    """How far apart, in a flat plane, neighbours on each axis lie."""
+    pitch = [1]
+    for extent in source[:-1] if column_major else source[:0:-1]:
+        pitch.append(pitch[-1] * extent)
+    return pitch if column_major else pitch[::-1]
 
 
 def unpool(

@@ -110,10 +110,33 @@ def _inside(layer: Layer, at: tuple[int, ...], spatial: Shape) -> tuple[int, ...
     return at
 
 
-def project_maps(plan: Plan, layer: Layer, seed: Array, recording: Recording, source: str) -> Array:
-    """Pull seeds (N, C, …) of whole maps back: the input's own layout."""
-    g = np.transpose(seed, np.argsort(layer.order))
-    return run(plan, {layer.tensor: g}, recording, Units.all_of(len(seed)), [source])[source]
+def project_maps(
+    plan: Plan, layer: Layer, seeds: Array, recording: Recording, source: str, *, rows: Array | None = None
+) -> Array:
+    """Pull seeds (M, C, …) over whole maps back to the input, in its own layout.
+
+    ``rows`` (M,) says which recorded image each seed is for; by default they go one to one.
+    """
+    rows = np.arange(len(seeds)) if rows is None else rows
+    g = np.transpose(seeds, np.argsort(layer.order))
+    step = units_at_once(plan)
+    parts = []
+    for start in range(0, len(seeds), step):
+        piece = rows[start : start + step]
+        if plan.batched:
+            units, values = Units(piece, np.zeros((len(piece), 0), np.int64)), recording
+        else:
+            units, values = Units.all_of(1), _only(recording, int(piece[0]))
+        parts.append(run(plan, {layer.tensor: g[start : start + step]}, values, units, [source])[source])
+    return np.concatenate(parts)
+
+
+def _only(recording: Recording, row: int) -> Recording:
+    """One recorded image, for a graph that takes one at a time."""
+    return Recording(
+        {name: value[row : row + 1] for name, value in recording.values.items()},
+        {name: value[row : row + 1] for name, value in recording.switches.items()},
+    )
 
 
 def pull_units(
@@ -154,12 +177,7 @@ def pull_units(
         else:
             g = np.zeros((1, *maps.shape[1:]), np.float32)
             g[(0, *part[0, 1 : 2 + depth])] = seeds[start]
-            at = Units.all_of(1)
-            one = int(part[0, 0])
-            values = Recording(
-                {name: value[one : one + 1] for name, value in recording.values.items()},
-                {name: value[one : one + 1] for name, value in recording.switches.items()},
-            )
+            at, values = Units.all_of(1), _only(recording, int(part[0, 0]))
         answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [source])[source]
         answer = np.transpose(answer, source_order)
         origin = np.stack([at.origins(span) for span in spans], axis=1)

@@ -1,0 +1,216 @@
+"""The whole job in a straight line: open, check, scan, draw."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxviz import facts
+from onnxviz.atlas import PICTURES, Atlas, LayerAtlas, slugs
+from onnxviz.errors import UnitError, UsageError
+from onnxviz.forward.scan import Scan, scan
+from onnxviz.forward.session import choose_provider
+from onnxviz.images.gallery import Gallery
+from onnxviz.images.preprocess import Preprocess, resolve_preprocess
+from onnxviz.images.samples import builtin_source
+from onnxviz.images.source import Source, open_source, read_labels
+from onnxviz.model.graph import ModelFile
+from onnxviz.model.inputs import image_input
+from onnxviz.model.layers import Layer
+from onnxviz.network import Network
+from onnxviz.pictures import SEEDS, draw_layer
+from onnxviz.progress import Progress
+from onnxviz.reverse.methods import make_method
+
+__all__ = ["analyze", "open_network", "parse_channels"]
+
+METADATA_KEY = "onnxviz.preprocess"
+
+
+def analyze(
+    model: str | Path,
+    *,
+    layers: Sequence[str],
+    images: str | Path | Source | None = None,
+    top: int = 9,
+    channels: str | Sequence[int] | None = None,
+    method: str = "deconvnet",
+    rank: str = "max",
+    seed: str = "unit",
+    overlap: str = "sum",
+    lrn: str | None = None,
+    activation: str | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    provider: str = "auto",
+    preprocess: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    bgr: bool | None = None,
+    size: tuple[int, int] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    montage: bool = False,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Atlas:
+    """Find what every channel of the given layers responds to.
+
+    Args:
+        model: path of the ONNX file.
+        layers: names, aliases, globs, ranges or ``all``.
+        images: a folder, image, archive or array file; None takes the built-in samples.
+        top: images to keep for each channel.
+        channels: which to show, as ``"0-15,40"`` or numbers; None is all.
+        method: ``deconvnet``, ``guided`` or ``gradient``; ``overlap``, ``lrn`` and ``activation`` are its
+            policies (`reverse.methods.make_method`).
+        rank: ``max``, ``sum`` or ``first`` (`forward.scan.RANKS`).
+        seed: ``unit`` or ``map`` (`pictures.SEEDS`).
+        preprocess, mean, std, bgr, size: see `images.preprocess.resolve_preprocess`.
+        labels: class names of the output units, or a file of them.
+        montage: also make one PNG of all cards of each layer.
+        folder: where pictures are written; by default a temporary folder that lives as long as the atlas.
+        command: how the job was called, for the report.
+
+    Raises:
+        OnnxvizError: see `onnxviz.errors`; all that can be known beforehand is checked before an image is read.
+    """
+    progress = progress or Progress()
+    if seed not in SEEDS:
+        raise UsageError(f"Seed {seed!r} is not known. Choose one of {', '.join(SEEDS)}.")
+    chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
+    network, recipe = open_network(
+        model, provider=provider, preprocess=preprocess, mean=mean, std=std, bgr=bgr, size=size
+    )
+    progress.note(f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}")
+    found = network.select(layers)
+    network.check(found, chosen)
+    pictured = [_pictured(layer, channels) for layer in found]
+    if isinstance(labels, str | Path):
+        labels = read_labels(Path(labels))
+    names = facts.output_names(network.model, labels)
+    source = _source(images, recipe, progress)
+
+    progress.start("Scanning", min(len(source.samples), limit or len(source.samples)), "images")
+    done = 0
+
+    def scanned(count: int, total: int) -> None:
+        nonlocal done
+        progress.advance(count - done)
+        done = count
+
+    result = scan(
+        network, source, found, recipe, top=top, rank=rank, limit=limit, batch_size=batch_size, progress=scanned
+    )
+    progress.finish()
+
+    keep = None
+    if folder is None:
+        keep = tempfile.TemporaryDirectory(prefix="onnxviz-")
+        folder = keep.name
+    folder = Path(folder)
+    gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
+    drawn = []
+    for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True):
+        layer = one.layer
+        named = names if names and len(names) == layer.channels else None
+        atlas = LayerAtlas(layer, slug, one.topk, one.overall, one.stats, shown, named, None)
+        hits = sum(len(one.topk.hits(c)) for c in shown if not atlas.dead(c)) + len(one.overall.hits(0))
+        progress.start(f"Projecting {layer}", hits, "hits")
+        drawn.append(
+            draw_layer(
+                network, atlas, gallery, recipe, chosen, folder, seed=seed, montage=montage, progress=progress.advance
+            )
+        )
+        progress.finish()
+    return Atlas(
+        model=facts.model_data(network),
+        provenance=facts.provenance(
+            network, source, result, recipe, chosen, found, rank=rank, seed=seed, limit=limit, command=command
+        ),
+        diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
+        layers=tuple(drawn),
+        images=_images(gallery, drawn, result),
+        folder=folder,
+        _keep=keep,
+    )
+
+
+def open_network(
+    model: str | Path,
+    *,
+    provider: str = "auto",
+    preprocess: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    bgr: bool | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[Network, Preprocess]:
+    """Open a model and find the preprocessing in force; the network takes images of its size."""
+    file = ModelFile(model)
+    image = image_input(file)
+    recipe = resolve_preprocess(
+        channels=image.channels,
+        height=image.height,
+        width=image.width,
+        layout=image.layout,
+        dtype=image.dtype,
+        metadata=file.metadata.get(METADATA_KEY),
+        sidecar=file.path.with_suffix(".onnxviz.json"),
+        preset=preprocess,
+        mean=mean,
+        std=std,
+        bgr=bgr,
+        size=size,
+    )
+    return Network(file, provider=choose_provider(provider), size=(recipe.height, recipe.width)), recipe
+
+
+def parse_channels(text: str) -> tuple[int, ...]:
+    """Channel numbers of a text such as ``0-15,40``.
+
+    Raises:
+        UsageError: it is not made of numbers and ranges.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise UsageError(f"Channels {text!r}: write numbers and ranges, such as 0-15,40.")
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(dict.fromkeys(numbers))
+
+
+def _pictured(layer: Layer, channels: str | Sequence[int] | None) -> tuple[int, ...]:
+    if channels is None:
+        return tuple(range(layer.channels))
+    asked = parse_channels(channels) if isinstance(channels, str) else tuple(channels)
+    there = tuple(sorted(c for c in asked if 0 <= c < layer.channels))
+    if not there:
+        raise UnitError(f"Layer {layer} has channels 0 to {layer.channels - 1}; none of those asked for is there.")
+    return there
+
+
+def _source(images: str | Path | Source | None, recipe: Preprocess, progress: Progress) -> Source:
+    if isinstance(images, Source):
+        return images
+    if images is not None:
+        return open_source(Path(images))
+    source = builtin_source(recipe.channels, recipe.height, recipe.width)
+    progress.note(f"No --images given: using {source.description}")
+    return source
+
+
+def _images(
+    gallery: Gallery, layers: Sequence[LayerAtlas], result: Scan
+) -> dict[int, tuple[str, str | None, str]]:
+    """Name, class and thumbnail of every image that the report shows."""
+    shown: set[int] = set()
+    for one in layers:
+        shown.update(hit.image for hit in one.overall.hits(0))
+        for channel in one.pictured:
+            if not one.dead(channel):
+                shown.update(hit.image for hit in one.topk.hits(channel))
+    return {index: (*gallery.name(index), gallery.thumbnail(index)) for index in sorted(shown)}

@@ -1,0 +1,453 @@
+"""The command line: parse, call, print, map errors to exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxviz.errors import OnnxvizError, UsageError
+from onnxviz.progress import Progress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="onnxviz",
+    help="See what every channel of a convolutional network responds to: top images, patches and deconvnet "
+    "projections of any ONNX model, as an offline HTML report.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[Path, typer.Argument(help="The model, an ONNX file.", show_default=False)]
+Provider = Annotated[
+    str, typer.Option(help="Where to run the network: auto (CUDA where there is one), cuda or cpu.")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="Named preprocessing: imagenet, caffe, tf, unit or raw. By default the model's sidecar file or "
+        "metadata says, else its input's shape.",
+        show_default=False,
+    ),
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Mean of each channel, as 0.485,0.456,0.406.", show_default=False)
+]
+Std = Annotated[
+    str | None, typer.Option(help="Standard deviation of each channel, likewise.", show_default=False)
+]
+Bgr = Annotated[
+    bool | None, typer.Option("--bgr/--rgb", help="The order of the network's channels.", show_default=False)
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of the images, as 224 or 224x320 (height x width), where the model leaves it open.",
+        show_default=False,
+    ),
+]
+MethodOption = Annotated[str, typer.Option(help="deconvnet, guided or gradient.")]
+Overlap = Annotated[
+    str, typer.Option(help="Where pooling windows overlap on one place: sum (the adjoint) or mean.")
+]
+Lrn = Annotated[
+    str | None,
+    typer.Option(help="How LRN is reversed: identity or gradient.  [default: gradient with --method gradient, else identity]", show_default=False),
+]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        help="Activations other than ReLU that rectify (LeakyRelu …): rectify or gradient.  [default: gradient with "
+        "--method gradient, else rectify]",
+        show_default=False,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Errors as one line and an exit code: the error's own, 1 for what nobody foresaw, 130 for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except OnnxvizError as error:
+        if debug:
+            raise
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except Exception as error:
+        if debug:
+            raise
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        typer.echo(f"Error: {kind}{error} (--debug shows where)", err=True)
+        raise typer.Exit(1) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"onnxviz {version('onnxviz')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def analyze(
+    model: ModelArgument,
+    layer: Annotated[
+        list[str],
+        typer.Option(
+            "--layer",
+            "-l",
+            help="A layer by name or alias (conv5), a glob (fire*/expand3x3), a range (conv1..conv5) or all (every "
+            "convolution and fully connected layer). Repeat it for more.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz. "
+            "Without it, built-in samples that suit the input.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")] = 9,
+    channels: Annotated[
+        str | None, typer.Option(help="Channels to show, as 0-15,40.  [default: all]", show_default=False)
+    ] = None,
+    method: MethodOption = "deconvnet",
+    rank: Annotated[
+        str,
+        typer.Option(
+            help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
+        ),
+    ] = "max",
+    seed: Annotated[str, typer.Option(help="Project the strongest unit (unit) or its whole map (map).")] = "unit",
+    overlap: Overlap = "sum",
+    lrn: Lrn = None,
+    activation: Activation = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read only the first N images.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images a run.  [default: what memory allows, up to 32]", show_default=False),
+    ] = None,
+    provider: Provider = "auto",
+    preprocess: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = None,
+    size: Size = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Class names, one a line or as JSON: for output units and numbered labels.", show_default=False),
+    ] = None,
+    montage: Annotated[
+        bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report.  [default: reports/MODEL]", show_default=False)
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Find what every channel of a layer responds to, and write the report."""
+    with _errors(debug):
+        from onnxviz.analyze import analyze as run
+
+        target = out or Path("reports") / model.stem
+        if target.exists() and not target.is_dir():
+            raise UsageError(f"--out {target} is a file. Give a folder.")
+        with _Bar() as bar:
+            atlas = run(
+                model,
+                layers=layer,
+                images=images,
+                top=top,
+                channels=channels,
+                method=method,
+                rank=rank,
+                seed=seed,
+                overlap=overlap,
+                lrn=lrn,
+                activation=activation,
+                limit=limit,
+                batch_size=batch_size,
+                provider=provider,
+                preprocess=preprocess,
+                mean=_numbers("--mean", mean),
+                std=_numbers("--std", std),
+                bgr=bgr,
+                size=_size(size),
+                labels=labels,
+                montage=montage,
+                folder=target,
+                progress=bar,
+                command=shlex.join(["onnxviz", *sys.argv[1:]]),
+            )
+            page = atlas.report(target)
+        skipped = atlas.provenance.skipped
+        typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
+        for name, reason in skipped[:5]:
+            typer.echo(f"  skipped {name}: {reason}", err=True)
+        if len(skipped) > 5:
+            typer.echo(f"  … and {len(skipped) - 5:,} more, listed in the report", err=True)
+        for one in atlas.layers:
+            dead = sum(one.dead(c) for c in one.pictured)
+            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+        typer.echo(f"Report: {page}")
+        if open_:
+            import webbrowser
+
+            webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def layers(
+    model: ModelArgument,
+    size: Size = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """List a model's layers: names, aliases, channels, output size, receptive field."""
+    with _errors(debug):
+        from onnxviz.analyze import open_network
+
+        network, _ = open_network(model, provider="cpu", size=_size(size))
+        if as_json:
+            rows = [
+                {
+                    "name": layer.name,
+                    "aliases": list(layer.aliases),
+                    "op": layer.op,
+                    "tensor": layer.tensor,
+                    "channels": layer.channels,
+                    "size": list(layer.size),
+                    "receptive_field": list(layer.receptive_field),
+                    "stride": list(layer.stride) if layer.stride else None,
+                }
+                for layer in network.layers
+            ]
+            typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+            return
+        typer.echo(f"{model}: {network.image}")
+        table = [("name", "alias", "op", "channels", "output", "receptive field", "stride")]
+        for layer in network.layers:
+            table.append(
+                (
+                    layer.name,
+                    ", ".join(layer.aliases),
+                    layer.op,
+                    str(layer.channels),
+                    "×".join(map(str, layer.size)) or "vector",
+                    "×".join(map(str, layer.receptive_field)) if layer.stride else "whole image",
+                    "×".join(map(str, layer.stride)) if layer.stride else "–",
+                )
+            )
+        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+        for row in table:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def project(
+    model: ModelArgument,
+    image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
+    layer: Annotated[str, typer.Option("--layer", "-l", help="The layer, by name or alias.", show_default=False)],
+    channel: Annotated[int, typer.Option("--channel", "-c", min=0, help="The channel.", show_default=False)],
+    position: Annotated[
+        str | None,
+        typer.Option(help="The unit, as Y,X.  [default: where the channel is strongest]", show_default=False),
+    ] = None,
+    method: MethodOption = "deconvnet",
+    overlap: Overlap = "sum",
+    lrn: Lrn = None,
+    activation: Activation = None,
+    provider: Provider = "auto",
+    preprocess: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = None,
+    size: Size = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The PNG to write.  [default: IMAGE-LAYER-CHANNEL.png beside the image]", show_default=False),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
+    with _errors(debug):
+        from onnxviz.analyze import open_network
+        from onnxviz.atlas import slugs
+        from onnxviz.pictures import project_image
+        from onnxviz.reverse.methods import make_method
+
+        chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
+        network, recipe = open_network(
+            model,
+            provider=provider,
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+        )
+        found = network.layer(layer)
+        network.check([found], chosen)
+        at = _position(position)
+        target = out or image.with_name(f"{image.stem}-{slugs([found])[0]}-{channel}.png")
+        unit, activation_, box = project_image(network, recipe, image, found, channel, at, chosen, target)
+        where = f"unit ({unit[0]}, {unit[1]})" if found.size else "unit"
+        typer.echo(f"{found}, channel {channel}, {where}: activation {activation_:.4g}, sees {box}")
+        typer.echo(f"{recipe.describe()} ({recipe.origin}); {chosen.name}; {network.provider.upper()}")
+        typer.echo(f"Picture: {target}")
+
+
+@app.command()
+def convert(
+    network: Annotated[str, typer.Argument(help="alexnet, vgg16 or simple.", show_default=False)],
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            help="Its weights: bvlc_alexnet.npy, vgg16_weights.npz, or the simple net's .npz.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="The ONNX file to write.", show_default=False)],
+    conv1_padding: Annotated[
+        str | None,
+        typer.Option(
+            help="alexnet only: valid (as in Caffe) or same (as in a TensorFlow port).  [default: valid]",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a classic network, from its published weight file, as ONNX."""
+    with _errors(debug):
+        from onnxviz.converters import CONVERTERS
+
+        path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: write numbers with commas between them, such as 0.5,0.5,0.5.") from None
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--size {text!r}: write 224, or 224x320 for height x width.")
+    height, width = int(parts[0]), int(parts[-1])
+    return height, width
+
+
+def _position(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--position {text!r}: write Y,X, the row and column of the unit, such as 6,7.")
+    return int(parts[0]), int(parts[1])
+
+
+class _Bar(Progress):
+    """Progress bars on standard error if that is a terminal, and notes on standard output."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+        self._task: TaskID | None = None
+        self._make: Callable[[str], Any] | None = _bar_of if sys.stderr.isatty() else None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        typer.echo(text)
+
+    def start(self, task: str, total: int, unit: str) -> None:
+        """Show a bar with rate and time left."""
+        if self._make:
+            self._shown = self._make(unit)
+            self._shown.start()
+            self._task = self._shown.add_task(task, total=total)
+
+    def advance(self, count: int = 1) -> None:
+        """Move the bar."""
+        if self._shown:
+            self._shown.advance(self._task, count)
+
+    def finish(self) -> None:
+        """Leave the bar as it is."""
+        if self._shown:
+            self._shown.stop()
+            self._shown = None
+
+
+def _bar_of(unit: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Steps a second."""
+
+        def render(self, task: Task) -> Text:
+            """The rate, or nothing before there is one."""
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

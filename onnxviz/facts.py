@@ -1,0 +1,167 @@
+"""What a report says about the model and the run, gathered from them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from onnxviz.errors import UsageError
+from onnxviz.forward.scan import Scan
+from onnxviz.images.preprocess import Preprocess
+from onnxviz.images.source import Source
+from onnxviz.model.graph import ModelFile
+from onnxviz.model.layers import Layer
+from onnxviz.network import Network
+from onnxviz.report.data import DiagramNode, ModelData, Provenance
+from onnxviz.reverse.methods import Method
+
+__all__ = ["diagram", "model_data", "output_names", "provenance"]
+
+LABELS_KEY = "onnxviz.labels"
+_RANKING = {
+    "max": "largest activation in the image",
+    "sum": "sum of the activation map",
+    "first": "none: the first images, in order",
+}
+_SEED = {"unit": "the strongest unit alone", "map": "the channel's whole map"}
+
+
+def model_data(network: Network) -> ModelData:
+    """The model's own facts."""
+    model = network.model
+    return ModelData(
+        name=model.path.stem,
+        file=model.path.name,
+        sha256=model.sha256,
+        producer=model.producer_name,
+        opset=model.opset,
+        input=str(network.image),
+        nodes=len(model.graph.nodes),
+        parameters=model.parameters,
+    )
+
+
+def output_names(model: ModelFile, labels: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Class names of the output units: as given, or from the model's metadata.
+
+    Raises:
+        UsageError: the metadata is not a JSON list of names.
+    """
+    if labels is not None:
+        return tuple(labels)
+    if (text := model.metadata.get(LABELS_KEY)) is None:
+        return None
+    try:
+        found = json.loads(text)
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError("not a list of names")
+    except ValueError as error:
+        raise UsageError(f"{model.path}: its metadata {LABELS_KEY!r} cannot be read: {error}.") from error
+    return tuple(found)
+
+
+def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ...]:
+    """The nodes that depend on the image, and the image. ``slugs``: of analysed layers, by tensor."""
+    layers = {layer.tensor: layer for layer in network.layers}
+    image = network.image
+    nodes = [DiagramNode(image.name, "Input", image.name, str(image), "×".join(map(str, network.size)), (), None)]
+    known = {image.name: image.name}
+    for node in network.graph.nodes:
+        inputs = tuple(dict.fromkeys(known[name] for name in node.inputs if name in known))
+        if not inputs:
+            continue
+        for name in node.outputs:
+            known[name] = node.output
+        layer = layers.get(node.output)
+        detail = "×".join(str(n) for n in (layer.channels, *layer.size)) if layer else ""
+        nodes.append(
+            DiagramNode(
+                id=node.output,
+                op=node.op,
+                label=layer.alias if layer else node.op,
+                title=node.name,
+                detail=detail,
+                inputs=inputs,
+                slug=slugs.get(node.output),
+            )
+        )
+    return tuple(nodes)
+
+
+def provenance(
+    network: Network,
+    source: Source,
+    scan: Scan,
+    preprocess: Preprocess,
+    method: Method,
+    layers: Sequence[Layer],
+    *,
+    rank: str,
+    seed: str,
+    limit: int | None,
+    command: str | None,
+) -> Provenance:
+    """How the run came about."""
+    data_set = source.description
+    if limit is not None and limit < len(source.samples):
+        data_set += f", the first {limit:,} of them"
+    ort = "onnxruntime-gpu" if _installed("onnxruntime-gpu") else "onnxruntime"
+    names = ("onnxviz", "onnx", ort, "numpy", "pillow")
+    return Provenance(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        data_set=data_set,
+        images=scan.images,
+        skipped=scan.skipped,
+        classes=tuple(source.classes.items()),
+        input_size=network.size,
+        preprocess=preprocess.describe(),
+        preprocess_origin=preprocess.origin,
+        method=method.name,
+        policies=method.policies,
+        ranking=_RANKING[rank],
+        seed="1 at the unit" if method.unit_seed else _SEED[seed],
+        provider={"cpu": "CPU", "cuda": "CUDA"}[network.provider],
+        versions=(("Python", platform.python_version()), *((name, version(name)) for name in names)),
+        notes=tuple(_notes(network, source, scan, preprocess, layers)),
+    )
+
+
+def _notes(
+    network: Network, source: Source, scan: Scan, preprocess: Preprocess, layers: Sequence[Layer]
+) -> list[str]:
+    notes = []
+    if source.builtin:
+        notes.append(
+            "No images were given: the hits are among the built-in samples, which are few and general. "
+            "With --images the report shows your own."
+        )
+    if preprocess.origin.startswith("guessed"):
+        notes.append(
+            "The preprocessing is a guess. If the model was trained on other values, name them with "
+            "--preprocess, --mean and --std, or in a sidecar file."
+        )
+    if network.image.height is None or network.image.width is None:
+        notes.append(f"The model takes images of any size; {network.size[0]}×{network.size[1]} was used.")
+    if any(layer.stride is None for layer in layers):
+        notes.append("In layers without a stride every unit sees the whole image, so patch and image are the same.")
+    spoilt = {str(one.layer): int(one.stats.not_finite.max(initial=0)) for one in scan.layers}
+    notes += [
+        f"In layer {name} up to {count:,} image(s) gave NaN or infinity; they are counted but not ranked."
+        for name, count in spoilt.items()
+        if count
+    ]
+    return notes
+
+
+def _installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""From arrays to pictures: projections, activation maps, crops, sprites and montages, all uint8."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = [
+    "crop",
+    "encode",
+    "fit",
+    "grid",
+    "heatmap_rgb",
+    "montage",
+    "projection_limit",
+    "projection_rgb",
+    "resize_map",
+    "save",
+]
+
+Array = NDArray[Any]
+GREY = 128
+# Share of a projection's values that is clipped. In deep layers a handful is 5 to 10 times as strong as
+# all others (SqueezeNet's fire9); scaled by its maximum such a projection is an empty grey.
+SATURATED = 0.005
+
+
+def projection_limit(p: Array, saturated: float = SATURATED) -> float:
+    """The value that `projection_rgb` draws at full contrast: of |p| > 0 a share ``saturated`` is larger.
+
+    With a share of 0, and where values are few, it is max |p|. Zeros do not count, so a projection has the
+    same limit in its receptive field and on the whole frame.
+    """
+    sizes = np.abs(np.asarray(p, np.float32)).ravel()
+    sizes = sizes[sizes > 0]
+    beyond = int(saturated * sizes.size)
+    return float(np.partition(sizes, sizes.size - 1 - beyond)[sizes.size - 1 - beyond]) if sizes.size else 0.0
+
+
+def projection_rgb(p: Array, largest: float | None = None) -> NDArray[np.uint8]:
+    """A signed projection (H, W, 3 or 1) as (H, W, 3): zero is exactly 128, ±``largest`` is 128 ± 127.
+
+    ``largest`` defaults to `projection_limit`; give one to draw several on a common scale. Values beyond are
+    clipped. All zeros are plain grey.
+    """
+    values = np.asarray(p, np.float32)
+    peak = projection_limit(values) if largest is None else largest
+    scaled = np.clip(values / np.float32(peak), -1, 1) if peak > 0 else np.zeros_like(values)
+    pixels = np.rint(GREY + 127 * scaled).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
+
+
+def heatmap_rgb(a: Array, largest: float | None = None) -> NDArray[np.uint8]:
+    """An activation map (h, w) as (h, w, 3): 0 and less is darkest, ``largest`` brightest.
+
+    ``largest`` defaults to the map's maximum.
+    """
+    values = np.asarray(a, np.float32)
+    peak = float(values.max(initial=0.0)) if largest is None else largest
+    share = np.clip(values / np.float32(peak), 0, 1) if peak > 0 else np.zeros_like(values)
+    return RAMP[np.rint(255 * share).astype(np.uint8)]
+
+
+def crop(picture: Array, box: tuple[int, int, int, int], fill: float = GREY) -> Array:
+    """The box (top, left, bottom, right) of a picture or map (H, W, …), ``fill`` where it is outside."""
+    top, left, bottom, right = box
+    height, width = picture.shape[:2]
+    out = np.full((bottom - top, right - left, *picture.shape[2:]), fill, picture.dtype)
+    inside = picture[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    y, x = max(-top, 0), max(-left, 0)
+    if top < height and left < width:
+        out[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    return out
+
+
+def place_on_frame(p: Array, box: tuple[int, int, int, int], frame: tuple[int, int]) -> Array:
+    """A projection (h, w, C) over ``box`` on the whole frame (H, W, C), zero elsewhere."""
+    top, left, _, _ = box
+    return crop(p, (-top, -left, frame[0] - top, frame[1] - left), fill=0)
+
+
+def outlined(picture: Array, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with the box (top, left, bottom, right) drawn on it, as far as it is inside."""
+    height, width = picture.shape[:2]
+    top, left, bottom, right = box
+    inside = (max(left, 0), max(top, 0), min(right, width) - 1, min(bottom, height) - 1)
+    image = _image(picture)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle(inside, outline=(0, 0, 0), width=3)
+    draw.rectangle(inside, outline=(255, 214, 10), width=2)
+    return np.asarray(image)
+
+
+def resize_map(
+    a: Array,
+    frame: tuple[int, int],
+    stride: tuple[float, float] | None,
+    offset: tuple[float, float] = (0.0, 0.0),
+    field: tuple[float, float] = (1.0, 1.0),
+) -> Array:
+    """A map (h, w) on the input's frame (H, W), each unit a cell about the centre of its receptive field.
+
+    Unit p sees the interval [stride·p + offset, stride·p + offset + field) on each axis (y, x), in input
+    pixels. The outermost cells reach to the border. With no stride, or a single unit on an axis, the cells
+    share the axis evenly.
+    """
+    steps = stride or (0.0, 0.0)
+    rows = _cells(a.shape[0], frame[0], steps[0], offset[0], field[0])
+    columns = _cells(a.shape[1], frame[1], steps[1], offset[1], field[1])
+    return a[np.ix_(rows, columns)]
+
+
+def fit(picture: Array, tile: int) -> NDArray[np.uint8]:
+    """Shrink a picture (H, W, C) uint8 by area until no side exceeds ``tile``; smaller ones stay the same."""
+    height, width = picture.shape[:2]
+    if max(height, width) <= tile:
+        return picture
+    factor = tile / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    pixels = np.asarray(_image(picture).resize(size, Image.Resampling.BOX))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def grid(
+    tiles: Sequence[Array], columns: int, gap: int = 0, fill: int = GREY, rows: int | None = None
+) -> Array:
+    """Tiles (h, w, 1 or 3) uint8 of one size, row by row in one picture (H, W, 3).
+
+    ``fill`` shows in the gaps and where tiles are missing; ``rows`` asks for more rows than they need.
+    """
+    shape = {tile.shape[:2] for tile in tiles}
+    if len(shape) != 1:
+        raise ValueError(f"tiles of one size are expected, found {sorted(shape)}")
+    ((height, width),) = shape
+    lines = max(math.ceil(len(tiles) / columns), rows or 0)
+    out = np.full((lines * (height + gap) - gap, columns * (width + gap) - gap, 3), fill, np.uint8)
+    for index, tile in enumerate(tiles):
+        y, x = index // columns * (height + gap), index % columns * (width + gap)
+        out[y : y + height, x : x + width] = tile
+    return out
+
+
+def encode(picture: Array, kind: str, *, lossless: bool = False, quality: int = 80) -> bytes:
+    """A picture (H, W, 1 or 3) uint8 as the bytes of a "webp", "png" or "jpeg" file.
+
+    ``lossless`` is for small pictures that are shown pixel by pixel (WebP; PNG always is, JPEG never).
+    """
+    options: dict[str, dict[str, Any]] = {
+        "webp": {"lossless": lossless, "quality": 75 if lossless else quality, "method": 2},
+        "png": {"optimize": False},
+        "jpeg": {"quality": quality, "subsampling": 0},
+    }
+    file = io.BytesIO()
+    _image(picture).save(file, kind.upper(), **options[kind])
+    return file.getvalue()
+
+
+def save(picture: Array, path: Path, *, lossless: bool = False, quality: int = 80) -> None:
+    """Write a picture as the format that the file's ending names: .webp, .png or .jpg."""
+    kind = path.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
+    path.write_bytes(encode(picture, kind, lossless=lossless, quality=quality))
+
+
+def montage(
+    cards: Sequence[Array], names: Sequence[str], columns: int | None = None, gap: int = 12
+) -> NDArray[np.uint8]:
+    """Cards (h, w, 1 or 3) uint8 of one size on white, each under its name, as one picture of about 4:3."""
+    height, width = cards[0].shape[:2]
+    font = ImageFont.load_default()
+    _, above, _, below = font.getbbox("Ag0")
+    line = math.ceil(below - min(above, 0)) + 3
+    if columns is None:
+        columns = _landscape(len(cards), (height + line + gap) / (width + gap))
+    labelled = []
+    for card, name in zip(cards, names, strict=True):
+        canvas = Image.new("RGB", (width, height + line), "white")
+        ImageDraw.Draw(canvas).text((0, 0), name, fill=(32, 32, 32), font=font)
+        canvas.paste(_image(card), (0, line))
+        labelled.append(np.asarray(canvas))
+    sheet = grid(labelled, columns, gap=gap, fill=255)
+    return np.pad(sheet, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+
+
+def _landscape(count: int, aspect: float, target: float = 4 / 3) -> int:
+    """How many columns of cells, ``aspect`` times as high as wide, make a sheet nearest to ``target``:1."""
+    return min(
+        range(1, count + 1),
+        key=lambda columns: abs(math.log(columns / (math.ceil(count / columns) * aspect * target))),
+    )
+
+
+def _cells(count: int, pixels: int, stride: float, offset: float, field: float) -> NDArray[np.intp]:
+    """For each input pixel on an axis the unit whose cell covers it."""
+    centres = np.arange(pixels) + 0.5
+    if count == 1 or stride <= 0:
+        return np.minimum(centres * count / pixels, count - 1).astype(np.intp)
+    nearest: NDArray[np.intp] = np.floor((centres - offset - field / 2) / stride + 0.5).astype(np.intp)
+    return np.clip(nearest, 0, count - 1)
+
+
+def _image(picture: Array) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(picture[..., 0] if picture.shape[2] == 1 else picture))
+
+
+def _ramp() -> NDArray[np.uint8]:
+    """256 colours (256, 3), dark blue over rose to pale yellow, of evenly rising lightness.
+
+    Drawn in OKLCh (Björn Ottosson, 2020), where lightness L is what the eye sees: L from 0.13 to 0.96, the
+    hue turning from 285° up to 465° (105°), the chroma an arc kept inside sRGB.
+    """
+    t = np.linspace(0, 1, 256)
+    lightness = 0.13 + 0.83 * t
+    hue = np.deg2rad(285 + 180 * t)
+    chroma = 0.05 + 0.15 * np.sin(np.pi * np.clip(t, 0, 1)) ** 0.8
+    for _ in range(200):  # less chroma wherever a channel leaves 0..1
+        linear = _oklab_to_linear(lightness, chroma * np.cos(hue), chroma * np.sin(hue))
+        outside = ((linear < 0) | (linear > 1)).any(axis=1)
+        if not outside.any():
+            break
+        chroma = np.where(outside, chroma * 0.98, chroma)
+    chroma = np.convolve(np.pad(chroma, 12, mode="edge"), np.full(25, 1 / 25), mode="valid")  # no kinks
+    linear = np.clip(_oklab_to_linear(lightness, chroma * np.cos(hue), chroma * np.sin(hue)), 0, 1)
+    gamma = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    ramp: NDArray[np.uint8] = np.rint(255 * gamma).astype(np.uint8)
+    return ramp
+
+
+def _oklab_to_linear(lightness: Array, a: Array, b: Array) -> Array:
+    """Linear sRGB (n, 3) of OKLab colours, by the matrices of OKLab's definition."""
+    roots: Array = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ],
+        axis=1,
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear: Array = roots**3 @ to_rgb.T
+    return linear
+
+
+RAMP = _ramp()

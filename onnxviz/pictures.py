@@ -1,0 +1,263 @@
+"""Pictures of a layer's hits: their projections, drawn and laid out in plates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxviz.errors import UnitError
+from onnxviz.atlas import LayerAtlas, picture_paths, plate_style
+from onnxviz.forward.topk import Hit, TopK
+from onnxviz.images import render
+from onnxviz.images.gallery import Gallery
+from onnxviz.images.plates import HitTiles, Plate
+from onnxviz.images.preprocess import Preprocess
+from onnxviz.images.source import open_source
+from onnxviz.model.layers import Layer
+from onnxviz.network import Network
+from onnxviz.reverse.methods import Method
+from onnxviz.reverse.project import images_at_once, project_maps, pull_units
+
+__all__ = ["SEEDS", "draw_layer", "project_image"]
+
+Array: TypeAlias = NDArray[Any]
+
+SEEDS = ("unit", "map")
+"""Project the strongest unit alone, or its channel's whole map."""
+
+_CHANNELS_AT_ONCE = 128
+_LOSSLESS_CARD = 24
+"""Cards of tiles up to this size are stored without loss: there every pixel shows."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """One hit to draw: for ``channel`` (None: all channels together), at ``place`` among its hits."""
+
+    channel: int | None
+    place: int
+    hit: Hit
+
+
+def draw_layer(
+    network: Network,
+    one: LayerAtlas,
+    gallery: Gallery,
+    preprocess: Preprocess,
+    method: Method,
+    out: Path,
+    *,
+    seed: str = "unit",
+    montage: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> LayerAtlas:
+    """Draw every pictured channel of a layer, and the row of all channels, into ``out``.
+
+    Args:
+        seed: one of `SEEDS`.
+        montage: also write all cards as one PNG.
+        progress: called with the number of hits drawn since the last call.
+
+    Returns:
+        The layer with its montage, and with the positions of the row of all channels filled in.
+    """
+    artist = _Artist(network, one, gallery, preprocess, method, seed, progress)
+    (out / picture_paths(one.slug, None)[0]).parent.mkdir(parents=True, exist_ok=True)
+    overall, cards = one.overall, {}
+    alive = [c for c in one.pictured if not one.dead(c)]
+    with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+        written = []
+        if one.overall.hits(0):
+            overall, tiles = artist.overall()
+            written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.lossless))
+        for start in range(0, len(alive), _CHANNELS_AT_ONCE):
+            for channel, tiles in artist.channels(alive[start : start + _CHANNELS_AT_ONCE]):
+                plate = Plate.of(tiles)
+                if montage:
+                    cards[channel] = plate.card
+                written.append(pool.submit(_write, plate, out, one.slug, channel, artist.lossless))
+        for future in written:
+            future.result()
+    path = None
+    if montage and cards:
+        path = f"{one.slug}-top{one.topk.score.shape[1]}.png"
+        render.save(_montage(cards, one), out / path)
+    return replace(one, overall=overall, montage=path)
+
+
+def _write(plate: Plate, out: Path, slug: str, channel: int | None, lossless: bool) -> None:
+    card, strips = picture_paths(slug, channel)
+    render.save(plate.card, out / card, lossless=lossless)
+    render.save(plate.strips, out / strips)
+
+
+def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
+    """All cards under their channels' numbers; cards of few hits are filled up with grey, small ones enlarged."""
+    height = max(card.shape[0] for card in cards.values())
+    width = max(card.shape[1] for card in cards.values())
+    zoom = max(1, round(144 / height))
+    filled = []
+    for card in cards.values():
+        sheet = np.full((height, width, 3), render.GREY, np.uint8)
+        sheet[: card.shape[0], : card.shape[1]] = card
+        filled.append(sheet.repeat(zoom, 0).repeat(zoom, 1))
+    names = [f"{c} {one.names[c]}" if one.names else str(c) for c in cards]
+    return render.montage(filled, names)
+
+
+class _Artist:
+    """Projects and draws hits of one layer."""
+
+    def __init__(
+        self,
+        network: Network,
+        one: LayerAtlas,
+        gallery: Gallery,
+        preprocess: Preprocess,
+        method: Method,
+        seed: str,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.network, self.one, self.layer = network, one, one.layer
+        self.gallery, self.preprocess, self.method, self.seed = gallery, preprocess, method, seed
+        self.style = plate_style(one.layer, network.size)
+        self.lossless = max(self.style.card_tile) <= _LOSSLESS_CARD
+        self.progress = progress or (lambda count: None)
+
+    def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
+        """Tiles of each channel's hits, best first. Each image is run forward once for all of them."""
+        wanted = [_Wanted(c, place, hit) for c in channels for place, hit in enumerate(self.one.topk.hits(c))]
+        drawn: dict[int, dict[int, HitTiles]] = {c: {} for c in channels}
+        for item, tiles in self._draw(wanted):
+            assert item.channel is not None
+            drawn[item.channel][item.place] = tiles
+        for channel in channels:
+            yield channel, [tiles for _, tiles in sorted(drawn[channel].items(), key=lambda entry: entry[0])]
+
+    def overall(self) -> tuple[TopK, list[HitTiles]]:
+        """Tiles of the images that excite the layer as a whole, and where each is strongest."""
+        hits = self.one.overall.hits(0)
+        tiles: dict[int, HitTiles] = {}
+        y, x = self.one.overall.y.copy(), self.one.overall.x.copy()
+        for item, made, at in self._draw_overall([_Wanted(None, place, hit) for place, hit in enumerate(hits)]):
+            tiles[item.place] = made
+            y[0, item.place], x[0, item.place] = at
+        return replace(self.one.overall, y=y, x=x), [tiles[place] for place in range(len(hits))]
+
+    def _draw(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles]]:
+        windows = self.seed == "unit"
+        plan = self.network.plan_units(self.layer, self.method, windows=windows)
+        source, order = self.network.image.name, self.network.image.order
+        for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
+            recording = self.network.record(self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools)
+            maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+            rows = np.array([images.index(item.hit.image) for item in items])
+            if windows:
+                units = np.array([[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)])
+                found = pull_units(plan, self.layer, recording, units, self.method, source, order)
+                pixels: Sequence[Array] = found.pixels
+            else:
+                channels = np.array([item.channel for item in items])
+                pixels = self._whole_maps(plan, recording, maps, rows, channels)
+            for item, row, projection in zip(items, rows, pixels, strict=True):
+                box = self.layer.box(item.hit.y, item.hit.x)
+                if not windows:
+                    projection = np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
+                yield item, self._tiles(item.hit.image, projection, maps[row, item.channel], box)
+            self.progress(len(items))
+
+    def _whole_maps(self, plan: Any, recording: Any, maps: Array, rows: Array, channels: Array) -> Array:
+        seeds = np.zeros((len(rows), *maps.shape[1:]), np.float32)
+        index = np.arange(len(rows))
+        seeds[index, channels] = self._seeded(maps[rows, channels])
+        return self._projected(plan, recording, seeds, rows)
+
+    def _seeded(self, maps: Array) -> Array:
+        if self.method.unit_seed:
+            return np.ones_like(maps)
+        return np.maximum(maps, 0) if self.method.rectified_maps else maps
+
+    def _projected(self, plan: Any, recording: Any, seeds: Array, rows: Array) -> Array:
+        answer = project_maps(plan, self.layer, seeds, recording, self.network.image.name, rows=rows)
+        return np.transpose(answer, self.network.image.order)
+
+    def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
+        plan = self.network.plan_units(self.layer, self.method, windows=False)
+        for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
+            recording = self.network.record(self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools)
+            maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+            rows = np.array([images.index(item.hit.image) for item in items])
+            pixels = self._projected(plan, recording, self._seeded(maps[rows]), rows)
+            for item, row, projection in zip(items, rows, pixels, strict=True):
+                mean = np.maximum(maps[row], 0).mean(0)
+                flat = mean.reshape(mean.shape if mean.ndim == 2 else (-1, 1))
+                at = tuple(int(i) for i in np.unravel_index(int(flat.argmax()), flat.shape))
+                box = self.layer.box(at[0], at[1])
+                cropped = np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
+                yield item, self._tiles(item.hit.image, cropped, mean, box), (at[0], at[1])
+            self.progress(len(items))
+
+    def _by_image(self, wanted: Sequence[_Wanted], step: int) -> Iterator[tuple[list[int], list[_Wanted]]]:
+        """Hits grouped by image, ``step`` images at a time."""
+        groups: dict[int, list[_Wanted]] = {}
+        for item in wanted:
+            groups.setdefault(item.hit.image, []).append(item)
+        images = sorted(groups)
+        for start in range(0, len(images), step):
+            chunk = images[start : start + step]
+            yield chunk, [item for image in chunk for item in groups[image]]
+
+    def _tiles(
+        self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
+    ) -> HitTiles:
+        activation = activation.reshape(activation.shape if activation.ndim == 2 else (-1, 1))
+        return self.style.tiles(self.gallery.picture(image), self.preprocess.display(projection), activation, box)
+
+
+def project_image(
+    network: Network,
+    preprocess: Preprocess,
+    image: Path,
+    layer: Layer,
+    channel: int,
+    position: tuple[int, int] | None,
+    method: Method,
+    out: Path,
+) -> tuple[tuple[int, int], float, tuple[int, int, int, int]]:
+    """Project one unit of one image and write image (its field boxed) and projection side by side as PNG.
+
+    Returns:
+        The unit (y, x), its activation, and its receptive field: top, left, bottom, right.
+
+    Raises:
+        ImageError: the image cannot be read.
+        UnitError: no such channel or position.
+    """
+    array = preprocess(open_source(image).samples[0].read())
+    x = preprocess.batch([array])
+    maps = network.activations(x, layer)[0]
+    if not 0 <= channel < layer.channels:
+        raise UnitError(f"Layer {layer} has channels 0 to {layer.channels - 1}; there is no channel {channel}.")
+    grid = maps[channel].reshape((*layer.size, *(1, 1))[:2])
+    at = position or tuple(int(i) for i in np.unravel_index(int(grid.argmax()), grid.shape))
+    found = network.project_units(x, layer, np.array([[0, channel, *at]]), method)
+    box = layer.box(at[0], at[1])
+    scale = max(1, round(320 / max(network.size)))
+    picture = np.broadcast_to(preprocess.picture(array), (*network.size, 3))
+    full = render.place_on_frame(preprocess.display(found.pixels[0]), box, network.size)
+    sheet = render.grid(
+        [
+            render.outlined(picture.repeat(scale, 0).repeat(scale, 1), tuple(v * scale for v in box)),
+            render.projection_rgb(full).repeat(scale, 0).repeat(scale, 1),
+        ],
+        2,
+        gap=4,
+    )
+    render.save(sheet, out)
+    return (at[0], at[1]), float(grid[at]), box

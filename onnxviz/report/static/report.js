@@ -1,0 +1,75 @@
+// Progressive enhancement only: without it all pages are plain pages.
+"use strict";
+
+(() => {
+  const keys = document.querySelector(".keys");
+  const filter = document.getElementById("filter");
+  const follow = (rel) => document.querySelector(`a[rel="${rel}"]`)?.click();
+  if (keys) keys.hidden = !document.querySelector('a[rel="up"]');
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.target.closest("input, select, textarea, .scroll, pre")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    if (event.key === "ArrowLeft") follow("prev");
+    else if (event.key === "ArrowRight") follow("next");
+    else if (event.key === "u") follow("up");
+    else if (event.key === "/" && filter) {
+      event.preventDefault();
+      filter.focus();
+    }
+  });
+
+  const wall = document.getElementById("wall");
+  if (!wall) return;
+
+  const tools = document.getElementById("tools");
+  const sort = document.getElementById("sort");
+  const size = document.getElementById("size");
+  const count = document.getElementById("count");
+  const none = document.getElementById("none");
+  const cards = Array.from(wall.children, (item) => ({
+    item,
+    text: `${item.dataset.index} ${item.querySelector("bdi")?.textContent ?? ""} ${item.dataset.text}`.toLowerCase(),
+    index: Number(item.dataset.index),
+    max: Number(item.dataset.max),
+    mean: Number(item.dataset.mean),
+    act: Number(item.dataset.act),
+  }));
+  const all = count.textContent;
+
+  const arrange = () => {
+    const by = sort.value;
+    // A value that is no number sorts last.
+    const value = (card) => (Number.isNaN(card[by]) ? -Infinity : card[by]);
+    cards.sort((a, b) => (by === "index" ? 0 : value(b) - value(a) || 0) || a.index - b.index);
+    wall.append(...cards.map((card) => card.item));
+  };
+  const select = () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const card of cards) {
+      // A number means that channel, not every channel with the digit in it.
+      const match = words.every((word) => (/^\d+$/.test(word) ? card.index === Number(word) : card.text.includes(word)));
+      card.item.hidden = !match;
+      shown += match ? 1 : 0;
+    }
+    count.textContent = shown === cards.length ? all : `${shown.toLocaleString("en")} of ${all}`;
+    none.hidden = shown > 0 || cards.length === 0;
+  };
+  const resize = () => wall.style.setProperty("--size", `${size.value}px`);
+
+  tools.hidden = cards.length === 0;
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  sort.addEventListener("change", arrange);
+  filter.addEventListener("input", select);
+  size.addEventListener("input", resize);
+  // The browser keeps what was set when the reader comes back from a channel.
+  addEventListener("pageshow", () => {
+    if (sort.value !== "index") arrange();
+    if (filter.value) select();
+    resize();
+  });
+})();

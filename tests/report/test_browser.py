@@ -1,0 +1,205 @@
+"""The pages as a browser has them: nothing off the disk, no error, no overflow, with and without script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxviz.report.data import ReportData
+
+Rendered = tuple[ReportData, Path]
+LOADED = """() => Promise.all(Array.from(document.images, (image) => {
+    image.loading = "eager";
+    return image.decode().then(() => null, () => image.src);
+})).then((broken) => broken.filter(Boolean))"""
+CONTRAST = """() => {
+    const channel = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+    const behind = (element) => {
+        for (let e = element; e; e = e.parentElement) {
+            const colour = parse(getComputedStyle(e).backgroundColor);
+            if (colour.length < 4 || colour[3] === 1) return light(colour);
+        }
+        return 1;
+    };
+    const poor = [];
+    const walker = document.createTreeWalker(document.querySelector("body"), NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || element.closest("svg, script, option")) continue;
+        const [a, b] = [light(parse(getComputedStyle(element).color)), behind(element)].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(element.outerHTML);
+    }
+    return poor;
+}"""
+
+
+class Visitor:
+    """Opens pages and remembers what went wrong."""
+
+    def __init__(self, browser: Any, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.faults: list[str] = []
+        self.page.on("console", lambda message: self.faults.append(message.text))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
+        self.context.on("request", self._check)
+        self.page.on("requestfailed", self._failed)
+
+    def _check(self, request: Any) -> None:
+        if not request.url.startswith(("file:", "data:,")):
+            self.faults.append(request.url)
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # a page left while its pictures were loading
+            self.faults.append(f"{request.url}: {request.failure}")
+
+    def open(self, path: Path, fragment: str = "") -> Any:
+        self.page.goto(path.as_uri() + fragment)
+        self.page.wait_for_load_state("load")
+        return self.page
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    visitors: list[Visitor] = []
+
+    def make(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser, **options))
+        return visitors[-1]
+
+    yield make
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.faults == []
+
+
+def kinds(rendered: Rendered) -> list[Path]:
+    """One page of each kind."""
+    data, out = rendered
+    folder = out / "layers" / data.layers[1].slug
+    return [
+        out / "index.html",
+        *(folder / name for name in ("index.html", "all.html", "c0001.html", "c0005.html")),
+    ]
+
+
+@pytest.mark.parametrize("name", ["report", "hostile"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1024, 1600])
+def test_pages_fit_and_load(
+    visit: Any, request: pytest.FixtureRequest, name: str, scheme: str, width: int
+) -> None:
+    visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    for path in kinds(request.getfixturevalue(name)):
+        page = visitor.open(path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(LOADED) == [], path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(visit: Any, report: Rendered, scheme: str) -> None:
+    visitor = visit(color_scheme=scheme)
+    for path in kinds(report):
+        assert visitor.open(path).evaluate(CONTRAST) == [], path
+
+
+def test_dark_is_dark(visit: Any, report: Rendered) -> None:
+    colours = [
+        visit(color_scheme=scheme)
+        .open(report[1] / "index.html")
+        .evaluate("getComputedStyle(document.body).backgroundColor")
+        for scheme in ("light", "dark")
+    ]
+    assert colours == ["rgb(250, 249, 246)", "rgb(19, 20, 22)"]
+
+
+def test_plain_pages_without_script(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    page = visit(java_script_enabled=False).open(out / "index.html")
+    page.click(f"svg a[href='layers/{layer.slug}/index.html']")
+    page.wait_for_url(f"**/{layer.slug}/index.html")
+    assert page.locator("#tools").is_hidden() and page.locator(".keys").is_hidden()
+    page.click("#c1 a")
+    page.wait_for_url("**/c0001.html")
+    assert page.locator("figure").count() == len(layer.rows[1].hits)
+    page.click("a[rel=next]")
+    page.wait_for_url("**/c0002.html")
+
+
+def test_keys_turn_pages(visit: Any, report: Rendered) -> None:
+    data, out = report
+    page = visit().open(out / "layers" / data.layers[1].slug / "c0001.html")
+    for key, url in [
+        ("ArrowRight", "**/c0002.html"),
+        ("ArrowLeft", "**/c0001.html"),
+        ("u", f"**/{data.layers[1].slug}/index.html#c1"),
+        ("ArrowRight", f"**/{data.layers[2].slug}/index.html"),
+        ("u", "**/index.html"),
+    ]:
+        page.keyboard.press(key)
+        page.wait_for_url(url)
+
+
+def test_sort_and_filter(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    alive = [channel for channel in layer.rows if not channel.dead]
+    page = visit().open(out / "layers" / layer.slug / "index.html")
+    cards = "document.querySelectorAll('#wall > li:not([hidden])')"
+    order = f"Array.from({cards}, (item) => Number(item.dataset.index))"
+    page.select_option("#sort", "max")
+    assert page.evaluate(order) == [c.index for c in sorted(alive, key=lambda c: -c.largest)]
+    page.select_option("#sort", "index")
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("3")
+    assert page.evaluate(order) == [3]
+    assert page.inner_text("#count") == f"1 of {len(alive)}"
+    page.fill("#filter", "TEMPLE")
+    assert page.evaluate(order) == [c.index for c in alive if any(h.label == "temple" for h in c.hits)]
+    page.fill("#filter", "no such thing")
+    assert page.evaluate(order) == [] and page.locator("#none").is_visible()
+
+
+def test_the_box_lies_where_the_unit_looked(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    hit = layer.rows[1].hits[0]
+    page = visit().open(out / "layers" / layer.slug / "c0001.html")
+    frame = page.locator("figure").first.locator(".frame")
+    outer, inner = frame.bounding_box(), frame.locator("i").bounding_box()
+    height, width = data.provenance.input_size
+    top, left, bottom, right = hit.box
+    assert inner["x"] - outer["x"] == pytest.approx(max(left, 0) / width * outer["width"], abs=1)
+    assert inner["y"] - outer["y"] == pytest.approx(max(top, 0) / height * outer["height"], abs=1)
+    assert inner["width"] == pytest.approx((min(right, width) - max(left, 0)) / width * outer["width"], abs=1)
+    assert inner["height"] == pytest.approx(
+        (min(bottom, height) - max(top, 0)) / height * outer["height"], abs=1
+    )
+
+
+def test_tiles_show_their_part_of_the_sprite(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    page = visit().open(out / "layers" / layer.slug / "c0000.html")
+    columns = len(layer.rows[0].hits)
+    figure = page.locator("figure").nth(2)
+    tile = figure.locator(".tile:not(.frame)").nth(2)  # the projection: row 2, column 2
+    seen, whole = tile.bounding_box(), tile.locator("img").bounding_box()
+    assert whole["width"] == pytest.approx(seen["width"] * columns, rel=0.04)
+    assert seen["x"] - whole["x"] == pytest.approx(2 / columns * whole["width"], abs=seen["width"] * 0.02)
+    assert seen["y"] - whole["y"] == pytest.approx(2 / 5 * whole["height"], abs=seen["width"] * 0.02)
+
+
+def test_the_diagram_scrolls_in_its_own_box(visit: Any, report: Rendered) -> None:
+    page = visit(viewport={"width": 360, "height": 700}).open(report[1] / "index.html")
+    width, inner = page.locator(".scroll").evaluate("(box) => [box.clientWidth, box.scrollWidth]")
+    assert inner > width
+    assert page.locator(".scroll").bounding_box()["height"] <= 0.8 * 700
