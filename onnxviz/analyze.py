@@ -15,13 +15,14 @@ from onnxviz.forward.session import choose_provider
 from onnxviz.images.gallery import Gallery
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
-from onnxviz.images.source import Source, open_source, read_labels
+from onnxviz.images.source import Source, index_labels, open_source, read_labels
 from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.pictures import SEEDS, draw_layer
 from onnxviz.progress import Progress
+from onnxviz.report.folder import check_folder
 from onnxviz.reverse.methods import make_method
 
 __all__ = ["analyze", "open_network", "parse_channels"]
@@ -91,7 +92,9 @@ def analyze(
     if isinstance(labels, str | Path):
         labels = read_labels(Path(labels))
     names = facts.output_names(network.model, labels)
-    source = _source(images, recipe, progress)
+    source = _source(images, recipe, names, progress)
+    if folder is not None:
+        check_folder(Path(folder))
 
     progress.start("Scanning", min(len(source.samples), limit or len(source.samples)), "images")
     done = 0
@@ -193,11 +196,13 @@ def _pictured(layer: Layer, channels: str | Sequence[int] | None) -> tuple[int, 
     return there
 
 
-def _source(images: str | Path | Source | None, recipe: Preprocess, progress: Progress) -> Source:
+def _source(
+    images: str | Path | Source | None, recipe: Preprocess, names: Sequence[str] | None, progress: Progress
+) -> Source:
     if isinstance(images, Source):
         return images
     if images is not None:
-        return open_source(Path(images))
+        return open_source(Path(images), index_labels(names) if names else None)
     source = builtin_source(recipe.channels, recipe.height, recipe.width)
     progress.note(f"No --images given: using {source.description}")
     return source

@@ -87,18 +87,33 @@ class Atlas:
 
     def report(self, out: str | Path) -> Path:
         """Write the HTML report into a folder and return its ``index.html``."""
+        from onnxviz.report.folder import check_folder
         from onnxviz.report.render import write_report
 
         out = Path(out)
+        check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        _copy_pictures(self.folder, out)
-        return write_report(self.report_data(), out)
+        _copy_pictures(self.folder, out, self._pictures())
+        return write_report(self.report_data(), out, pictures=self._pictures())
+
+    def _pictures(self) -> list[str]:
+        """Every picture file of the report, relative to its folder."""
+        paths = [thumbnail for _, _, thumbnail in self.images.values()]
+        for one in self.layers:
+            if one.overall.hits(0):
+                paths += picture_paths(one.slug, None)
+            for channel in one.pictured:
+                if not one.dead(channel):
+                    paths += picture_paths(one.slug, channel)
+            if one.montage:
+                paths.append(one.montage)
+        return paths
 
     def save(self, folder: str | Path) -> Path:
         """Write the atlas into a folder, which `load` reads back."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _copy_pictures(self.folder, folder)
+        _copy_pictures(self.folder, folder, self._pictures())
         arrays: dict[str, Array] = {}
         facts: dict[str, Any] = {
             "format": FORMAT,
@@ -277,10 +292,12 @@ def _share(part: Any, whole: Any) -> float:
     return float(part) / float(whole) if whole else math.nan
 
 
-def _copy_pictures(source: Path, target: Path) -> None:
-    if source.resolve() == target.resolve() or not (source / PICTURES).is_dir():
+def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
+    if source.resolve() == target.resolve():
         return
-    shutil.copytree(source / PICTURES, target / PICTURES, dirs_exist_ok=True)
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, target / path)
 
 
 def _savez(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -99,7 +99,9 @@ def scan(
     skipped: list[tuple[str, str]] = []
     done = images = 0
     for indices, arrays, bad in _batches(prepared(source, preprocess, total, ahead=2 * size), size):
-        skipped.extend((source.samples[i].name, reason) for i, reason in bad)
+        for index, reason in bad:
+            name = source.samples[index].name
+            skipped.append((name, reason.removeprefix(f"{name}: ")))
         done += len(indices) + len(bad)
         if indices:
             images += len(indices)

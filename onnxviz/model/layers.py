@@ -262,9 +262,10 @@ def find_layers(
     """
     chosen: set[str] = set()
     for query in queries:
-        for part in (p.strip() for p in query.split(",")):
-            if part:
-                chosen.update(layer.tensor for layer in _expand(layers, part, plumbing))
+        known = query in (plumbing or {}) or any(query in (layer.name, layer.tensor) for layer in layers)
+        for part in [query] if known else query.split(","):
+            if part.strip():
+                chosen.update(layer.tensor for layer in _expand(layers, part.strip(), plumbing))
     return tuple(layer for layer in layers if layer.tensor in chosen)
 
 
