@@ -85,7 +85,9 @@ def analyze(
     network, recipe = open_network(
         model, provider=provider, preprocess=preprocess, mean=mean, std=std, bgr=bgr, size=size
     )
-    progress.note(f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}")
+    progress.note(
+        f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
+    )
     found = network.select(layers)
     network.check(found, chosen)
     pictured = [_pictured(layer, channels) for layer in found]
@@ -105,7 +107,15 @@ def analyze(
         done = count
 
     result = scan(
-        network, source, found, recipe, top=top, rank=rank, limit=limit, batch_size=batch_size, progress=scanned
+        network,
+        source,
+        found,
+        recipe,
+        top=top,
+        rank=rank,
+        limit=limit,
+        batch_size=batch_size,
+        progress=scanned,
     )
     progress.finish()
 
@@ -124,7 +134,15 @@ def analyze(
         progress.start(f"Projecting {layer}", hits, "hits")
         drawn.append(
             draw_layer(
-                network, atlas, gallery, recipe, chosen, folder, seed=seed, montage=montage, progress=progress.advance
+                network,
+                atlas,
+                gallery,
+                recipe,
+                chosen,
+                folder,
+                seed=seed,
+                montage=montage,
+                progress=progress.advance,
             )
         )
         progress.finish()
@@ -192,7 +210,9 @@ def _pictured(layer: Layer, channels: str | Sequence[int] | None) -> tuple[int, 
     asked = parse_channels(channels) if isinstance(channels, str) else tuple(channels)
     there = tuple(sorted(c for c in asked if 0 <= c < layer.channels))
     if not there:
-        raise UnitError(f"Layer {layer} has channels 0 to {layer.channels - 1}; none of those asked for is there.")
+        raise UnitError(
+            f"Layer {layer} has channels 0 to {layer.channels - 1}; none of those asked for is there."
+        )
     return there
 
 

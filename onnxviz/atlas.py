@@ -169,7 +169,9 @@ class Atlas:
                 folder=folder,
             )
         except FileNotFoundError as error:
-            raise AtlasError(f"{folder} holds no atlas: there is no {Path(error.filename).name} in it.") from error
+            raise AtlasError(
+                f"{folder} holds no atlas: there is no {Path(error.filename).name} in it."
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AtlasError(f"{folder}: the atlas is damaged ({type(error).__name__}: {error}).") from error
 

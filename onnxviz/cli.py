@@ -64,7 +64,10 @@ Overlap = Annotated[
 ]
 Lrn = Annotated[
     str | None,
-    typer.Option(help="How LRN is reversed: identity or gradient.  [default: gradient with --method gradient, else identity]", show_default=False),
+    typer.Option(
+        help="How LRN is reversed: identity or gradient.  [default: gradient with --method gradient, else identity]",
+        show_default=False,
+    ),
 ]
 Activation = Annotated[
     str | None,
@@ -154,7 +157,9 @@ def analyze(
             help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
         ),
     ] = "max",
-    seed: Annotated[str, typer.Option(help="Project the strongest unit (unit) or its whole map (map).")] = "unit",
+    seed: Annotated[
+        str, typer.Option(help="Project the strongest unit (unit) or its whole map (map).")
+    ] = "unit",
     overlap: Overlap = "sum",
     lrn: Lrn = None,
     activation: Activation = None,
@@ -163,7 +168,9 @@ def analyze(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images a run.  [default: what memory allows, up to 32]", show_default=False),
+        typer.Option(
+            min=1, help="Images a run.  [default: what memory allows, up to 32]", show_default=False
+        ),
     ] = None,
     provider: Provider = "auto",
     preprocess: Preset = None,
@@ -173,7 +180,10 @@ def analyze(
     size: Size = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="Class names, one a line or as JSON: for output units and numbered labels.", show_default=False),
+        typer.Option(
+            help="Class names, one a line or as JSON: for output units and numbered labels.",
+            show_default=False,
+        ),
     ] = None,
     montage: Annotated[
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
@@ -286,7 +296,9 @@ def layers(
 def project(
     model: ModelArgument,
     image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
-    layer: Annotated[str, typer.Option("--layer", "-l", help="The layer, by name or alias.", show_default=False)],
+    layer: Annotated[
+        str, typer.Option("--layer", "-l", help="The layer, by name or alias.", show_default=False)
+    ],
     channel: Annotated[int, typer.Option("--channel", "-c", min=0, help="The channel.", show_default=False)],
     position: Annotated[
         str | None,
@@ -304,7 +316,9 @@ def project(
     size: Size = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The PNG to write.  [default: IMAGE-LAYER-CHANNEL.png beside the image]", show_default=False),
+        typer.Option(
+            help="The PNG to write.  [default: IMAGE-LAYER-CHANNEL.png beside the image]", show_default=False
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -342,7 +356,8 @@ def convert(
     weights: Annotated[
         Path,
         typer.Argument(
-            help="Its weights: bvlc_alexnet.npy, vgg16_weights.npz, or the simple net's .npz.", show_default=False
+            help="Its weights: bvlc_alexnet.npy, vgg16_weights.npz, or the simple net's .npz.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The ONNX file to write.", show_default=False)],
@@ -369,7 +384,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} {text!r}: write numbers with commas between them, such as 0.5,0.5,0.5.") from None
+        raise UsageError(
+            f"{option} {text!r}: write numbers with commas between them, such as 0.5,0.5,0.5."
+        ) from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

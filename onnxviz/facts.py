@@ -67,7 +67,9 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
     """The nodes that depend on the image, and the image. ``slugs``: of analysed layers, by tensor."""
     layers = {layer.tensor: layer for layer in network.layers}
     image = network.image
-    nodes = [DiagramNode(image.name, "Input", image.name, str(image), "×".join(map(str, network.size)), (), None)]
+    nodes = [
+        DiagramNode(image.name, "Input", image.name, str(image), "×".join(map(str, network.size)), (), None)
+    ]
     known = {image.name: image.name}
     for node in network.graph.nodes:
         inputs = tuple(dict.fromkeys(known[name] for name in node.inputs if name in known))
@@ -147,7 +149,9 @@ def _notes(
     if network.image.height is None or network.image.width is None:
         notes.append(f"The model takes images of any size; {network.size[0]}×{network.size[1]} was used.")
     if any(layer.stride is None for layer in layers):
-        notes.append("In layers without a stride every unit sees the whole image, so patch and image are the same.")
+        notes.append(
+            "In layers without a stride every unit sees the whole image, so patch and image are the same."
+        )
     spoilt = {str(one.layer): int(one.stats.not_finite.max(initial=0)) for one in scan.layers}
     notes += [
         f"In layer {name} up to {count:,} image(s) gave NaN or infinity; they are counted but not ranked."

@@ -55,7 +55,9 @@ def load(model: str | Path, *, provider: str = "auto", size: tuple[int, int] | N
 class Network:
     """A model, its layers, and what can be computed with them. Made by `load`."""
 
-    def __init__(self, model: ModelFile, *, provider: str = "cpu", size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, model: ModelFile, *, provider: str = "cpu", size: tuple[int, int] | None = None
+    ) -> None:
         self.model = model
         self.provider = provider
         self.image = image_input(model)
@@ -152,7 +154,9 @@ class Network:
         found = tuple(x.shape[axis] for axis in image.order) if x.ndim == 4 else ()
         stated = (None, image.channels, image.height, image.width)
         if not found or any(want not in (None, have) for want, have in zip(stated, found, strict=True)):
-            raise UsageError(f"The network takes {image}; the array is {x.dtype} {'×'.join(map(str, x.shape))}.")
+            raise UsageError(
+                f"The network takes {image}; the array is {x.dtype} {'×'.join(map(str, x.shape))}."
+            )
         return np.ascontiguousarray(x, dtype=image.dtype)
 
     def size_of(self, x: Array) -> tuple[int, int]:
@@ -250,7 +254,11 @@ class Network:
         )
 
     def vjp(
-        self, inputs: Mapping[str, Array], cotangents: Mapping[str, Array], *, method: str | Method = "gradient"
+        self,
+        inputs: Mapping[str, Array],
+        cotangents: Mapping[str, Array],
+        *,
+        method: str | Method = "gradient",
     ) -> dict[str, Array]:
         """Pull cotangents of any tensors back to every float graph input.
 
@@ -320,7 +328,9 @@ class Network:
         net = self.resized(self.size_of(x))
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
         if channel is not None and not 0 <= channel < found.channels:
-            raise UnitError(f"Layer {found} has channels 0 to {found.channels - 1}; there is no channel {channel}.")
+            raise UnitError(
+                f"Layer {found} has channels 0 to {found.channels - 1}; there is no channel {channel}."
+            )
         made = net.plan_units(found, method, windows=False)
         step = images_at_once(made, self.image.batch or 1)
         results = []

@@ -145,7 +145,9 @@ class _Artist:
         hits = self.one.overall.hits(0)
         tiles: dict[int, HitTiles] = {}
         y, x = self.one.overall.y.copy(), self.one.overall.x.copy()
-        for item, made, at in self._draw_overall([_Wanted(None, place, hit) for place, hit in enumerate(hits)]):
+        for item, made, at in self._draw_overall(
+            [_Wanted(None, place, hit) for place, hit in enumerate(hits)]
+        ):
             tiles[item.place] = made
             y[0, item.place], x[0, item.place] = at
         return replace(self.one.overall, y=y, x=x), [tiles[place] for place in range(len(hits))]
@@ -155,11 +157,15 @@ class _Artist:
         plan = self.network.plan_units(self.layer, self.method, windows=windows)
         source, order = self.network.image.name, self.network.image.order
         for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
-            recording = self.network.record(self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools)
+            recording = self.network.record(
+                self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
+            )
             maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
             rows = np.array([images.index(item.hit.image) for item in items])
             if windows:
-                units = np.array([[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)])
+                units = np.array(
+                    [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)]
+                )
                 found = pull_units(plan, self.layer, recording, units, self.method, source, order)
                 pixels: Sequence[Array] = found.pixels
             else:
@@ -190,7 +196,9 @@ class _Artist:
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
         plan = self.network.plan_units(self.layer, self.method, windows=False)
         for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
-            recording = self.network.record(self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools)
+            recording = self.network.record(
+                self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
+            )
             maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
             rows = np.array([images.index(item.hit.image) for item in items])
             pixels = self._projected(plan, recording, self._seeded(maps[rows]), rows)
@@ -217,7 +225,9 @@ class _Artist:
         self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
     ) -> HitTiles:
         activation = activation.reshape(activation.shape if activation.ndim == 2 else (-1, 1))
-        return self.style.tiles(self.gallery.picture(image), self.preprocess.display(projection), activation, box)
+        return self.style.tiles(
+            self.gallery.picture(image), self.preprocess.display(projection), activation, box
+        )
 
 
 def project_image(
@@ -243,7 +253,9 @@ def project_image(
     x = preprocess.batch([array])
     maps = network.activations(x, layer)[0]
     if not 0 <= channel < layer.channels:
-        raise UnitError(f"Layer {layer} has channels 0 to {layer.channels - 1}; there is no channel {channel}.")
+        raise UnitError(
+            f"Layer {layer} has channels 0 to {layer.channels - 1}; there is no channel {channel}."
+        )
     grid = maps[channel].reshape((*layer.size, *(1, 1))[:2])
     at = position or tuple(int(i) for i in np.unravel_index(int(grid.argmax()), grid.shape))
     found = network.project_units(x, layer, np.array([[0, channel, *at]]), method)

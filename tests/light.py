@@ -29,7 +29,9 @@ def write_light(name: str, folder: Path, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     model = onnx.load(str(FOLDER / f"light_{name}.onnx"))
     graph = model.graph
-    shapes = {t.name: tuple(int(d) for d in numpy_helper.to_array(t)) for t in graph.initializer if t.data_type == 7}
+    shapes = {
+        t.name: tuple(int(d) for d in numpy_helper.to_array(t)) for t in graph.initializer if t.data_type == 7
+    }
     positive = {node.input[i] for node in graph.node if node.op_type == "BatchNormalization" for i in (1, 4)}
     kept = []
     for node in graph.node:

@@ -45,7 +45,9 @@ def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
         "sum": (total,),
         "active": (("Greater", (np.zeros(1, np.float32),), {}), ("Cast", (), {"to": _FLOAT}), total),
     }
-    return tuple(Probe(f"{layer.tensor}:{name}", layer.tensor, (*start, *end)) for name, end in chains.items())
+    return tuple(
+        Probe(f"{layer.tensor}:{name}", layer.tensor, (*start, *end)) for name, end in chains.items()
+    )
 
 
 def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -118,7 +118,9 @@ def scan(
 def batch_size_for(network: Network, layers: Sequence[Layer]) -> int:
     """Images a run, so that the two largest activations on the way stay within bounds."""
     shapes = network.shapes()
-    needed = network.graph.ancestors(layer.tensor for layer in layers) & network.graph.descendants(network.image.name)
+    needed = network.graph.ancestors(layer.tensor for layer in layers) & network.graph.descendants(
+        network.image.name
+    )
     fixed = network.image.batch or 1
     largest = sorted((4 * math.prod(shapes[name]) // fixed for name in needed), reverse=True)[:2]
     return max(1, min(32, _BATCH_BYTES // max(sum(largest), 1)))

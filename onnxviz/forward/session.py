@@ -108,7 +108,9 @@ class Session:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
         # External weights are beside the file, which a model given as bytes does not know.
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model.folder))
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(model.folder)
+        )
         providers = [_PROVIDERS[provider]] + ([_PROVIDERS["cpu"]] if provider != "cpu" else [])
         try:
             self._session = ort.InferenceSession(cut, options, providers=providers)
@@ -188,7 +190,11 @@ class Runner:
         assert self.fixed is not None
         self._tried = True
         sample = x[: min(len(x), 2 * self.fixed)]
-        expected = [self._once(self._session, sample[i : i + self.fixed]) for i in range(0, self.fixed + 1, self.fixed) if len(sample[i : i + self.fixed]) == self.fixed]
+        expected = [
+            self._once(self._session, sample[i : i + self.fixed])
+            for i in range(0, self.fixed + 1, self.fixed)
+            if len(sample[i : i + self.fixed]) == self.fixed
+        ]
         sample = sample[: self.fixed * len(expected)]
         try:
             free = Session(self._model, self._cut("N"), provider=self._provider)

@@ -58,7 +58,9 @@ class TopK:
         """Of one batch: ``image`` is (N,), the others (N, C). Scores that are no number rank nowhere."""
         score = np.where(np.isnan(score), -np.inf, score).astype(np.float64)
         images = np.where(np.isneginf(score), _NO_IMAGE, image[:, None])
-        every = cls(score.T, activation.T.astype(np.float32), images.T, y.T.astype(np.int32), x.T.astype(np.int32))
+        every = cls(
+            score.T, activation.T.astype(np.float32), images.T, y.T.astype(np.int32), x.T.astype(np.int32)
+        )
         return every.merge(cls.empty(score.shape[1], k))
 
     def merge(self, other: TopK) -> TopK:

@@ -161,7 +161,9 @@ def _window(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -
     )
     lead = (spans[0], Span(source[1])) if node.op == "Conv" else spans[:2]
     parameters = tuple(whole(shapes.get(name, ())) for name in node.inputs[1:])
-    return Pull((*spans[:1], *whole(shapes[node.outputs[0]][1:2]), *spans[2:]), ((*lead, *moved), *parameters))
+    return Pull(
+        (*spans[:1], *whole(shapes[node.outputs[0]][1:2]), *spans[2:]), ((*lead, *moved), *parameters)
+    )
 
 
 def _transpose(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:

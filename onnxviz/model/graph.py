@@ -19,7 +19,17 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxviz.errors import ModelError, UsageError
 
-__all__ = ["Attribute", "Constants", "Graph", "ModelFile", "Node", "Probe", "Shape", "TensorInfo", "schema_defaults"]
+__all__ = [
+    "Attribute",
+    "Constants",
+    "Graph",
+    "ModelFile",
+    "Node",
+    "Probe",
+    "Shape",
+    "TensorInfo",
+    "schema_defaults",
+]
 
 Attribute: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
@@ -197,7 +207,9 @@ class ModelFile:
         self.initializers: dict[str, TensorProto] = {t.name: t for t in self.proto.graph.initializer}
         if self.proto.graph.sparse_initializer:
             names = ", ".join(t.values.name for t in self.proto.graph.sparse_initializer)
-            raise ModelError(f"{self.path}: sparse initializers ({names}) are not supported; store them dense.")
+            raise ModelError(
+                f"{self.path}: sparse initializers ({names}) are not supported; store them dense."
+            )
         self.maker = {name: node for node in self.proto.graph.node for name in node.output if name}
         self.constants = Constants(self)
         self.graph = self._read_graph()
@@ -274,7 +286,9 @@ class ModelFile:
         for info in self.proto.graph.input:
             if info.name in feeds:
                 model.graph.input.append(
-                    helper.make_tensor_value_info(info.name, info.type.tensor_type.elem_type, feeds[info.name])
+                    helper.make_tensor_value_info(
+                        info.name, info.type.tensor_type.elem_type, feeds[info.name]
+                    )
                 )
             elif info.name not in self.initializers:
                 model.graph.input.append(info)
@@ -375,7 +389,9 @@ def _open(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise UsageError(f"{path}: there is no such file. Give the path of an ONNX model.")
     if path.is_dir():
-        raise UsageError(f"{path} is a folder. Give the path of an ONNX model, such as {path / 'model.onnx'}.")
+        raise UsageError(
+            f"{path} is a folder. Give the path of an ONNX model, such as {path / 'model.onnx'}."
+        )
     try:
         proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
     except OSError as error:

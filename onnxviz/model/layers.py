@@ -27,7 +27,9 @@ _KINDS: Mapping[str, str] = {
 }
 """Base of a layer's alias where it is not the operator's name in lower case."""
 
-_PLUMBING = frozenset({"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"})
+_PLUMBING = frozenset(
+    {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
+)
 """Operators that move or copy values without computing: not layers, though their tensors can be named."""
 
 _LAYOUT_KEEPERS = _PLUMBING - {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
@@ -109,13 +111,13 @@ def _order(node: Node, orders: Mapping[str, tuple[int, ...]], shapes: Mapping[st
     shape = shapes[node.output]
     rank = len(shape)
     plain = tuple(range(rank))
-    if node.op in ("Conv", "MaxPool", "AveragePool", "BatchNormalization", "LRN") or node.op.startswith("Global"):
+    if node.op in ("Conv", "MaxPool", "AveragePool", "BatchNormalization", "LRN") or node.op.startswith(
+        "Global"
+    ):
         return plain
     if node.op in ("MatMul", "LayerNormalization") and rank == 3:
         return (0, 2, 1)
-    source = next(
-        (name for name in node.inputs if name in orders and len(shapes[name]) == rank), None
-    )
+    source = next((name for name in node.inputs if name in orders and len(shapes[name]) == rank), None)
     if source is None:
         return plain
     if node.op == "Transpose":
@@ -286,7 +288,9 @@ def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | N
         matches = [
             layer
             for layer in layers
-            if any(fnmatch.fnmatchcase(n.casefold(), pattern) for n in (layer.name, layer.tensor, *layer.aliases))
+            if any(
+                fnmatch.fnmatchcase(n.casefold(), pattern) for n in (layer.name, layer.tensor, *layer.aliases)
+            )
         ]
         if not matches:
             raise LayerNotFoundError(

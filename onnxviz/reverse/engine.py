@@ -84,7 +84,9 @@ def _on_path(
     for node in graph.nodes:
         rule = method.rule(node)
         slots = [
-            name for i, name in enumerate(node.inputs) if name in above and (rule is None or rule.can_carry(i))
+            name
+            for i, name in enumerate(node.inputs)
+            if name in above and (rule is None or rule.can_carry(i))
         ]
         if slots:
             reached.append(node)
@@ -97,7 +99,9 @@ def _on_path(
         path.append(node)
         rule = method.rule(node)
         below.update(
-            name for i, name in enumerate(node.inputs) if name in above and (rule is None or rule.can_carry(i))
+            name
+            for i, name in enumerate(node.inputs)
+            if name in above and (rule is None or rule.can_carry(i))
         )
     return path[::-1]
 
@@ -159,7 +163,9 @@ def plan(
     def settle(name: str) -> Spans:
         if name not in frames:
             frames[name] = (
-                union(pieces[name], shapes[name]) if name not in targets or len(pieces[name]) > 1 else pieces[name][0]
+                union(pieces[name], shapes[name])
+                if name not in targets or len(pieces[name]) > 1
+                else pieces[name][0]
             )
         return frames[name]
 
@@ -231,16 +237,15 @@ def run(
             continue
         if output not in sources and output not in seeds:
             del cotangents[output]
-        g = walk.moved(g, plan.frames[output], move.pull.output, output)
+        g = walk.moved(g, plan.frames[output], move.pull.output)
         answers = move.rule.pull_back(walk.step(move), g)
         for i in sorted(move.wanted):
             answer, name = answers[i], move.node.inputs[i]
             assert answer is not None, (move.node.name, i)
-            piece = walk.moved(answer, move.pull.inputs[i], plan.frames[name], name, mask=True)
+            piece = walk.masked(answer, move, i, owned=not np.may_share_memory(answer, g))
+            piece = walk.moved(piece, move.pull.inputs[i], plan.frames[name])
             cotangents[name] = cotangents[name] + piece if name in cotangents else piece
-    return {
-        name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources
-    }
+    return {name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources}
 
 
 class _Walk:
@@ -260,26 +265,36 @@ class _Walk:
         spans = self.plan.frames.get(name, whole(self.plan.shapes[name]))
         return np.zeros(self.sizes(spans), np.float32)
 
-    def moved(self, g: Array, here: Spans, there: Spans, name: str, *, mask: bool = False) -> Array:
-        """``g`` over the spans ``there``; with ``mask``, zero where they leave the tensor."""
-        if here != there:
-            first = int(self.plan.batched)
-            sizes = self.sizes(there)
-            pairs = list(zip(here, there, strict=True))[first:]
-            if all((f.coord, f.a) == (t.coord, t.a) for f, t in pairs):
-                g = place(g, [0] * first + [f.b - t.b for f, t in pairs], sizes)
-            else:
-                offsets = np.stack(
-                    [self.units.origins(f) - self.units.origins(t) for f, t in zip(here[1:], there[1:], strict=True)],
-                    axis=1,
-                )
-                g = place_each(g, offsets, sizes)
-        if mask:
-            for axis, span in enumerate(there):
-                if span.coord is not None and (inside := self._inside(span, self.plan.shapes[name][axis])) is not None:
-                    lead = [1] * g.ndim
-                    lead[0], lead[axis] = inside.shape
-                    g = g * inside.reshape(lead)
+    def moved(self, g: Array, here: Spans, there: Spans) -> Array:
+        """``g``, known over the spans ``here``, over the spans ``there``."""
+        if here == there:
+            return g
+        first = int(self.plan.batched)
+        sizes = self.sizes(there)
+        pairs = list(zip(here, there, strict=True))[first:]
+        if all((f.coord, f.a) == (t.coord, t.a) for f, t in pairs):
+            return place(g, [0] * first + [f.b - t.b for f, t in pairs], sizes)
+        origins = [
+            self.units.origins(f) - self.units.origins(t) for f, t in zip(here[1:], there[1:], strict=True)
+        ]
+        return place_each(g, np.stack(origins, axis=1), sizes)
+
+    def masked(self, g: Array, move: Move, index: int, *, owned: bool) -> Array:
+        """``g`` for input ``index``, zero where a moving window leaves the tensor.
+
+        Along axes that the operator leaves alone it is zero there already.
+        """
+        shape = self.plan.shapes[move.node.inputs[index]]
+        out_shape = self.plan.shapes[move.node.outputs[move.index]]
+        spans, out_spans = move.pull.inputs[index], move.pull.output
+        for axis, span in enumerate(spans):
+            same = len(spans) == len(out_spans) and (span, shape[axis]) == (out_spans[axis], out_shape[axis])
+            if span.coord is None or same or (inside := self._inside(span, shape[axis])) is None:
+                continue
+            lead = [1] * g.ndim
+            lead[0], lead[axis] = inside.shape
+            g = np.multiply(g, inside.reshape(lead), out=g if owned else None)
+            owned = True
         return g
 
     def _inside(self, span: Span, size: int) -> Array | None:

@@ -1,14 +1,13 @@
 """The few array operations that rules need beyond the array API, in NumPy.
 
-Arrays are (N, C, spatial…). Their memory is laid out (C, N, spatial…) where a kernel makes them, so that a
-transposed convolution is one matrix product; callers need not know.
+Arrays are (N, C, spatial…). Kernels work through the rows in blocks that stay in the processor's cache.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,25 +18,38 @@ __all__ = ["Array", "conv_transpose", "dilate", "place", "place_each", "spread",
 
 Array: TypeAlias = NDArray[Any]
 
+_BLOCK_BYTES = 2 << 20
+_SMALL_MAP = 48
+"""Maps of fewer positions are multiplied for a whole block of rows at once."""
 
-def _zeros(n: int, c: int, spatial: Sequence[int], dtype: Any) -> Array:
-    return np.zeros((c, n, *spatial), dtype).swapaxes(0, 1)
 
-
-def _extent(sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+def _extent(
+    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
     return [
         (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
     ]
 
 
-def _steps(
-    offset: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[slice, ...]:
-    """The positions that kernel cell ``offset`` meets as the kernel steps along."""
-    return tuple(
-        slice(o * d, o * d + (n - 1) * s + 1, s)
-        for o, n, s, d in zip(offset, sizes, strides, dilations, strict=True)
-    )
+def _cells(
+    kernel: Sequence[int], sizes: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[tuple[Any, ...]]:
+    """For each kernel cell, row by row, the index of the positions it meets as the kernel steps along."""
+    return [
+        (
+            ...,
+            *(
+                slice(o * d, o * d + (n - 1) * s + 1, s)
+                for o, n, s, d in zip(offset, sizes, strides, dilations, strict=True)
+            ),
+        )
+        for offset in np.ndindex(*kernel)
+    ]
+
+
+def _blocks(rows: int, cells_a_row: int) -> Iterator[slice]:
+    step = max(1, _BLOCK_BYTES // (4 * max(cells_a_row, 1)))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def conv_transpose(
@@ -54,15 +66,30 @@ def conv_transpose(
     """
     n, cout, *sizes = g.shape
     cin, kernel = weight.shape[1], weight.shape[2:]
-    columns = np.ascontiguousarray(g.swapaxes(0, 1)).reshape(groups, cout // groups, -1)
-    matrix = weight.reshape(groups, cout // groups, -1).swapaxes(1, 2)
-    product = np.matmul(matrix, columns).reshape(groups, cin, math.prod(kernel), n, *sizes)
-    if math.prod(kernel) == 1 and all(s == 1 for s in strides):
-        return product.reshape(groups * cin, n, *sizes).swapaxes(0, 1)
-    full = np.zeros((groups, cin, n, *_extent(sizes, kernel, strides, dilations)), product.dtype)
-    for cell, offset in enumerate(np.ndindex(*kernel)):
-        full[(..., *_steps(offset, sizes, strides, dilations))] += product[:, :, cell]
-    return full.reshape(groups * cin, n, *full.shape[3:]).swapaxes(0, 1)
+    positions = math.prod(sizes)
+    columns = g.reshape(n, groups, cout // groups, positions)
+    matrix = np.ascontiguousarray(weight.reshape(groups, cout // groups, -1).swapaxes(1, 2))
+    if math.prod(kernel) == 1 and all(stride == 1 for stride in strides):
+        return _products(matrix, columns).reshape(n, groups * cin, *sizes)
+    full = np.zeros((n, groups, cin, *_extent(sizes, kernel, strides, dilations)), np.result_type(g, weight))
+    cells = _cells(kernel, sizes, strides, dilations)
+    for rows in _blocks(n, groups * matrix.shape[1] * positions):
+        product = _products(matrix, columns[rows]).reshape(-1, groups, cin, len(cells), *sizes)
+        part = full[rows]
+        for number, cell in enumerate(cells):
+            part[cell] += product[:, :, :, number]
+    return full.reshape(n, groups * cin, *full.shape[3:])
+
+
+def _products(matrix: Array, columns: Array) -> Array:
+    """(G, K, C) times (N, G, C, P): (N, G, K, P). Small maps are joined, so that one product serves them all."""
+    n, groups, depth, positions = columns.shape
+    if positions >= _SMALL_MAP or n == 1:
+        wide: Array = np.matmul(matrix, columns)
+        return wide
+    joined = np.ascontiguousarray(columns.transpose(1, 2, 0, 3)).reshape(groups, depth, n * positions)
+    product = np.matmul(matrix, joined).reshape(groups, -1, n, positions)
+    return np.ascontiguousarray(product.transpose(2, 0, 1, 3))
 
 
 def switches(
@@ -120,18 +147,21 @@ def unpool(
         (N, C, (h−1)·stride + (k−1)·dilation + 1, …), starting ``pads`` before the first input position.
     """
     n, c, *sizes = g.shape
-    full = _zeros(n, c, _extent(sizes, kernel, strides, dilations), g.dtype)
-    for cell, offset in enumerate(np.ndindex(*kernel)):
-        full[(..., *_steps(offset, sizes, strides, dilations))] += g * (switch == cell)
+    full = np.zeros((n, c, *_extent(sizes, kernel, strides, dilations)), g.dtype)
+    cells = _cells(kernel, sizes, strides, dilations)
+    for rows in _blocks(n, c * math.prod(full.shape[2:])):
+        part, chosen, values = full[rows], switch[rows], g[rows]
+        for number, cell in enumerate(cells):
+            part[cell] += values * (chosen == number)
     return full
 
 
 def spread(g: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
     """Add each value to every cell of its window: the adjoint of a sum over windows. Shapes as `unpool`."""
     n, c, *sizes = g.shape
-    full = _zeros(n, c, _extent(sizes, kernel, strides, dilations), g.dtype)
-    for offset in np.ndindex(*kernel):
-        full[(..., *_steps(offset, sizes, strides, dilations))] += g
+    full = np.zeros((n, c, *_extent(sizes, kernel, strides, dilations)), g.dtype)
+    for cell in _cells(kernel, sizes, strides, dilations):
+        full[cell] += g
     return full
 
 
@@ -158,17 +188,14 @@ def place(g: Array, offsets: Sequence[int], sizes: Sequence[int]) -> Array:
     part = g[tuple(inner)]
     if part.shape == tuple(sizes):
         return part
-    if g.ndim >= 2:
-        full = _zeros(sizes[0], sizes[1], sizes[2:], g.dtype)
-    else:
-        full = np.zeros(sizes, g.dtype)
+    full = np.zeros(sizes, g.dtype)
     full[tuple(outer)] = part
     return full
 
 
 def place_each(g: Array, offsets: Array, sizes: Sequence[int]) -> Array:
     """`place` for each row of ``g`` on its own: ``offsets`` is (N, axes after the first)."""
-    full = _zeros(g.shape[0], sizes[1], sizes[2:], g.dtype) if g.ndim >= 2 else np.zeros(sizes, g.dtype)
+    full = np.zeros(sizes, g.dtype)
     for row, offset in enumerate(offsets.tolist()):
         inner, outer = [], []
         for n, start, size in zip(g.shape[1:], offset, sizes[1:], strict=True):
@@ -180,7 +207,9 @@ def place_each(g: Array, offsets: Array, sizes: Sequence[int]) -> Array:
     return full
 
 
-def take(values: Array, rows: Array, axes: Sequence[int], starts: Sequence[Array], sizes: Sequence[int]) -> Array:
+def take(
+    values: Array, rows: Array, axes: Sequence[int], starts: Sequence[Array], sizes: Sequence[int]
+) -> Array:
     """Windows of ``values``, zero where they leave it.
 
     Args:

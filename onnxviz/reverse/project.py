@@ -20,8 +20,11 @@ __all__ = ["Position", "Projections", "project_maps", "pull_units", "seed_maps"]
 
 Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 
-_WORKING_BYTES = 192 << 20
-"""About how much one batch may take while it is recorded, and while it is pulled back."""
+_RECORDING_BYTES = 192 << 20
+"""About how much the recorded values of one batch of images may take."""
+
+_WORKING_BYTES = 32 << 20
+"""About how much the largest array of one batch of units may take: larger ones fault in fresh pages each time."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def images_at_once(plan: Plan, batch: int) -> int:
         return batch
     size = sum(4 * math.prod(plan.shapes[name][1:]) for name in plan.records)
     size += sum(16 * math.prod(plan.shapes[node.output][1:]) for node in plan.pools)
-    return max(1, min(32, _WORKING_BYTES // max(size, 1)))
+    return max(1, min(32, _RECORDING_BYTES // max(size, 1)))
 
 
 def units_at_once(plan: Plan) -> int:
@@ -61,9 +64,7 @@ def units_at_once(plan: Plan) -> int:
     return max(1, min(256, _WORKING_BYTES // (4 * largest)))
 
 
-def seed_maps(
-    maps: Array, layer: Layer, channel: int | None, position: Position, method: Method
-) -> Array:
+def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position, method: Method) -> Array:
     """The cotangent that starts a projection: the activations asked for, all others zero (Zeiler & Fergus, 2.1).
 
     Args:
@@ -87,7 +88,11 @@ def seed_maps(
             if isinstance(position, str):
                 if position != "max":
                     raise UnitError(f"Position {position!r}: give 'max', (y, x), or None for the whole map.")
-                at = tuple(int(i) for i in np.unravel_index(int(maps[n, c].argmax()), spatial)) if spatial else ()
+                at = (
+                    tuple(int(i) for i in np.unravel_index(int(maps[n, c].argmax()), spatial))
+                    if spatial
+                    else ()
+                )
             else:
                 at = _inside(layer, _position_of(position, n, len(maps)), spatial)
             seed[(n, c, *at)] = source[(n, c, *at)]
@@ -98,7 +103,9 @@ def _position_of(position: Sequence[object], n: int, count: int) -> tuple[int, .
     if len(position) == 2 and all(isinstance(v, int | np.integer) for v in position):
         return tuple(int(v) for v in position)  # type: ignore[call-overload]
     if len(position) != count:
-        raise UnitError(f"Give one position (y, x), or one for each of the {count} images; there are {len(position)}.")
+        raise UnitError(
+            f"Give one position (y, x), or one for each of the {count} images; there are {len(position)}."
+        )
     y, x = position[n]  # type: ignore[misc]
     return int(y), int(x)
 

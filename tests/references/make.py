@@ -160,7 +160,9 @@ def main():
         arrays = {"x": x.numpy()}
         for layer, tensor_of in LAYERS[name].items():
             for method in ("gradient", "deconvnet", "guided")[: METHODS[name]]:
-                arrays[f"{layer}/activation"], arrays[f"{layer}/{method}"] = reference(net, x, tensor_of, method)
+                arrays[f"{layer}/activation"], arrays[f"{layer}/{method}"] = reference(
+                    net, x, tensor_of, method
+                )
         np.savez_compressed(out / f"{name}.npz", **arrays)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -176,7 +178,12 @@ def main():
                 training=torch.onnx.TrainingMode.EVAL if number else torch.onnx.TrainingMode.PRESERVE,
             )
             torch.onnx.export(
-                net, (x[:1],), str(out / f"{name}_dynamo.onnx"), input_names=["image"], dynamo=True, verbose=False,
+                net,
+                (x[:1],),
+                str(out / f"{name}_dynamo.onnx"),
+                input_names=["image"],
+                dynamo=True,
+                verbose=False,
                 external_data=False,
             )
 

@@ -10,4 +10,6 @@ from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, re
 def conv(step: Step, g: Array) -> Cotangents:
     """The transposed convolution; the bias plays no part. ONNX Conv-11."""
     weight = step.value(1)
-    return (conv_transpose(g, weight, step.ints("strides"), step.ints("dilations"), int(step.number("group"))),)
+    return (
+        conv_transpose(g, weight, step.ints("strides"), step.ints("dilations"), int(step.number("group"))),
+    )

@@ -12,7 +12,9 @@ from onnxviz.reverse.rules.registry import Cotangents, Step, register, rule
 @register("MaxPool", switches=True)
 def max_pool(step: Step, g: Array) -> Cotangents:
     """Back to the recorded switch; overlapping windows sum (the adjoint). ONNX MaxPool-12."""
-    return (unpool(g, step.switches, step.ints("kernel_shape"), step.ints("strides"), step.ints("dilations")),)
+    return (
+        unpool(g, step.switches, step.ints("kernel_shape"), step.ints("strides"), step.ints("dilations")),
+    )
 
 
 @rule("max_pool_mean", switches=True)

@@ -217,5 +217,3 @@ def sum_to(g: Array, shape: Shape) -> Array:
     )
     summed: Array = xp.sum(g, axis=axes, keepdims=True) if axes else g
     return xp.reshape(summed, tuple(shape))
-
-
