@@ -274,19 +274,20 @@ def layers(
             typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
             return
         typer.echo(f"{model}: {network.image}")
-        table = [("name", "alias", "op", "channels", "output", "receptive field", "stride")]
-        for layer in network.layers:
-            table.append(
-                (
-                    layer.name,
-                    ", ".join(layer.aliases),
-                    layer.op,
-                    str(layer.channels),
-                    "×".join(map(str, layer.size)) or "vector",
-                    "×".join(map(str, layer.receptive_field)) if layer.stride else "whole image",
-                    "×".join(map(str, layer.stride)) if layer.stride else "–",
-                )
+        head = ("name", "alias", "op", "channels", "output", "receptive field", "stride")
+        rows_ = [
+            (
+                layer.name,
+                ", ".join(layer.aliases),
+                layer.op,
+                str(layer.channels),
+                "×".join(map(str, layer.size)) or "vector",
+                "×".join(map(str, layer.receptive_field)) if layer.stride else "whole image",
+                "×".join(map(str, layer.stride)) if layer.stride else "–",
             )
+            for layer in network.layers
+        ]
+        table = [head, *rows_]
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
         for row in table:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -447,9 +448,15 @@ class _Bar(Progress):
 
 def _bar_of(unit: str) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
-    from rich.progress import Task
     from rich.text import Text
 
     class Rate(ProgressColumn):

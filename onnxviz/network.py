@@ -24,6 +24,7 @@ from onnxviz.reverse.project import (
     Position,
     Projections,
     images_at_once,
+    position_part,
     project_maps,
     pull_units,
     seed_maps,
@@ -337,10 +338,7 @@ class Network:
         for start in range(0, len(x), step):
             recording = net.record(x[start : start + step], [*made.records, found.tensor], made.pools)
             maps = np.transpose(recording.values[found.tensor], found.order)
-            part = position
-            if isinstance(position, Sequence) and not isinstance(position, str) and len(position) == len(x):
-                if not isinstance(position[0], int | np.integer):
-                    part = position[start : start + step]
+            part = position_part(position, len(x), start, step)
             seed = seed_maps(maps, found, channel, part, method)
             results.append(project_maps(made, found, seed, recording, self.image.name))
         return np.ascontiguousarray(np.concatenate(results))
@@ -362,7 +360,7 @@ class Network:
         net = self.resized(self.size_of(x))
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
         units = np.asarray(units, np.int64).reshape(-1, 4)
-        limits = (len(x), found.channels, *(found.size + (1, 1))[:2])
+        limits = (len(x), found.channels, *(*found.size, 1, 1)[:2])
         wrong = np.flatnonzero(((units < 0) | (units >= np.array(limits))).any(1))
         if len(wrong):
             raise UnitError(

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import UnitError
 from onnxviz.atlas import LayerAtlas, picture_paths, plate_style
+from onnxviz.errors import UnitError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
@@ -21,6 +21,7 @@ from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.reverse.engine import Plan, Recording
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.project import images_at_once, project_maps, pull_units
 
@@ -32,6 +33,7 @@ SEEDS = ("unit", "map")
 """Project the strongest unit alone, or its channel's whole map."""
 
 _CHANNELS_AT_ONCE = 128
+_HITS_AT_ONCE = 64
 _LOSSLESS_CARD = 24
 """Cards of tiles up to this size are stored without loss: there every pixel shows."""
 
@@ -111,6 +113,11 @@ def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
     return render.montage(filled, names)
 
 
+def _cropped(projection: Array, box: tuple[int, int, int, int]) -> Array:
+    """The part (C, h, w) of a whole-frame projection (C, H, W) that lies in a box, zero outside the frame."""
+    return np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
+
+
 class _Artist:
     """Projects and draws hits of one layer."""
 
@@ -161,24 +168,30 @@ class _Artist:
                 self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
             )
             maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
-            rows = np.array([images.index(item.hit.image) for item in items])
-            if windows:
-                units = np.array(
-                    [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)]
-                )
-                found = pull_units(plan, self.layer, recording, units, self.method, source, order)
-                pixels: Sequence[Array] = found.pixels
-            else:
-                channels = np.array([item.channel for item in items])
-                pixels = self._whole_maps(plan, recording, maps, rows, channels)
-            for item, row, projection in zip(items, rows, pixels, strict=True):
-                box = self.layer.box(item.hit.y, item.hit.x)
-                if not windows:
-                    projection = np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
-                yield item, self._tiles(item.hit.image, projection, maps[row, item.channel], box)
-            self.progress(len(items))
+            row_of = {image: row for row, image in enumerate(images)}
+            for start in range(0, len(items), _HITS_AT_ONCE):
+                part = items[start : start + _HITS_AT_ONCE]
+                rows = np.array([row_of[item.hit.image] for item in part])
+                if windows:
+                    units = np.array(
+                        [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, part, strict=True)]
+                    )
+                    pixels: Array = pull_units(
+                        plan, self.layer, recording, units, self.method, source, order
+                    ).pixels
+                else:
+                    channels = np.array([item.channel for item in part])
+                    pixels = self._whole_maps(plan, recording, maps, rows, channels)
+                for item, row, projection in zip(part, rows, pixels, strict=True):
+                    box = self.layer.box(item.hit.y, item.hit.x)
+                    if not windows:
+                        projection = _cropped(projection, box)
+                    yield item, self._tiles(item.hit.image, projection, maps[row, item.channel], box)
+                self.progress(len(part))
 
-    def _whole_maps(self, plan: Any, recording: Any, maps: Array, rows: Array, channels: Array) -> Array:
+    def _whole_maps(
+        self, plan: Plan, recording: Recording, maps: Array, rows: Array, channels: Array
+    ) -> Array:
         seeds = np.zeros((len(rows), *maps.shape[1:]), np.float32)
         index = np.arange(len(rows))
         seeds[index, channels] = self._seeded(maps[rows, channels])
@@ -189,7 +202,7 @@ class _Artist:
             return np.ones_like(maps)
         return np.maximum(maps, 0) if self.method.rectified_maps else maps
 
-    def _projected(self, plan: Any, recording: Any, seeds: Array, rows: Array) -> Array:
+    def _projected(self, plan: Plan, recording: Recording, seeds: Array, rows: Array) -> Array:
         answer = project_maps(plan, self.layer, seeds, recording, self.network.image.name, rows=rows)
         return np.transpose(answer, self.network.image.order)
 
@@ -207,7 +220,7 @@ class _Artist:
                 flat = mean.reshape(mean.shape if mean.ndim == 2 else (-1, 1))
                 at = tuple(int(i) for i in np.unravel_index(int(flat.argmax()), flat.shape))
                 box = self.layer.box(at[0], at[1])
-                cropped = np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
+                cropped = _cropped(projection, box)
                 yield item, self._tiles(item.hit.image, cropped, mean, box), (at[0], at[1])
             self.progress(len(items))
 
@@ -261,11 +274,12 @@ def project_image(
     found = network.project_units(x, layer, np.array([[0, channel, *at]]), method)
     box = layer.box(at[0], at[1])
     scale = max(1, round(320 / max(network.size)))
+    scaled = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     picture = np.broadcast_to(preprocess.picture(array), (*network.size, 3))
     full = render.place_on_frame(preprocess.display(found.pixels[0]), box, network.size)
     sheet = render.grid(
         [
-            render.outlined(picture.repeat(scale, 0).repeat(scale, 1), tuple(v * scale for v in box)),
+            render.outlined(picture.repeat(scale, 0).repeat(scale, 1), scaled),
             render.projection_rgb(full).repeat(scale, 0).repeat(scale, 1),
         ],
         2,

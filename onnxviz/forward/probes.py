@@ -38,7 +38,7 @@ def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
         return (op, (), {"axes": [2], "keepdims": 0})
 
     total = reduce("ReduceSum", _SUM_TAKES_AXES)
-    chains = {
+    chains: dict[str, tuple[tuple[str, tuple[Array, ...], Mapping[str, Any]], ...]] = {
         "max": (reduce("ReduceMax", _MAX_TAKES_AXES),),
         "argmax": (("ArgMax", (), {"axis": 2, "keepdims": 0}),),
         "min": (reduce("ReduceMin", _MAX_TAKES_AXES),),

@@ -123,7 +123,8 @@ def switches(
         offset = offset + (np.arange(kernel[axis]) * dilations[axis] * pitch[axis]).reshape(-1, *ones)
     cells = np.zeros(int(offset.max()) + 1, np.uint8 if math.prod(kernel) <= 256 else np.uint32)
     cells[offset.ravel()] = np.arange(math.prod(kernel))
-    return cells[indices - start]
+    found: Array = cells[indices - start]
+    return found
 
 
 def _pitches(source: Sequence[int], column_major: bool) -> list[int]:
@@ -203,7 +204,7 @@ def place_each(g: Array, offsets: Array, sizes: Sequence[int]) -> Array:
             high = max(high, low)
             outer.append(slice(low, high))
             inner.append(slice(low - start, high - start))
-        full[(row, *outer)] = g[(row, *inner)]
+        full[row][tuple(outer)] = g[row][tuple(inner)]
     return full
 
 

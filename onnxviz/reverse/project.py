@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
 
-__all__ = ["Position", "Projections", "project_maps", "pull_units", "seed_maps"]
+__all__ = ["Position", "Projections", "position_part", "project_maps", "pull_units", "seed_maps"]
 
 Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 
@@ -99,15 +99,31 @@ def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position
     return seed
 
 
-def _position_of(position: Sequence[object], n: int, count: int) -> tuple[int, ...]:
-    if len(position) == 2 and all(isinstance(v, int | np.integer) for v in position):
-        return tuple(int(v) for v in position)  # type: ignore[call-overload]
-    if len(position) != count:
-        raise UnitError(
-            f"Give one position (y, x), or one for each of the {count} images; there are {len(position)}."
-        )
-    y, x = position[n]  # type: ignore[misc]
+def _is_pair(position: object) -> TypeGuard[tuple[int, int]]:
+    return (
+        isinstance(position, Sequence)
+        and len(position) == 2
+        and all(isinstance(v, int | np.integer) for v in position)
+    )
+
+
+def _position_of(
+    position: tuple[int, int] | Sequence[tuple[int, int]], n: int, count: int
+) -> tuple[int, ...]:
+    if _is_pair(position):
+        return int(position[0]), int(position[1])
+    places = [place for place in position if not isinstance(place, int)]
+    if len(places) != count or not all(_is_pair(place) for place in places):
+        raise UnitError(f"Give one position (y, x), or one for each of the {count} images, not {position}.")
+    y, x = places[n]
     return int(y), int(x)
+
+
+def position_part(position: Position, count: int, start: int, step: int) -> Position:
+    """Of positions for ``count`` images, those of the images from ``start`` on, ``step`` of them."""
+    if position is None or isinstance(position, str) or _is_pair(position) or len(position) != count:
+        return position
+    return [place for place in position[start : start + step] if not isinstance(place, int)]
 
 
 def _inside(layer: Layer, at: tuple[int, ...], spatial: Shape) -> tuple[int, ...]:
@@ -177,8 +193,9 @@ def pull_units(
         part = units[start : start + step]
         rows = np.arange(len(part))
         if plan.batched:
-            g = np.zeros((len(part), layer.channels, *(1 for _ in layer.size)), np.float32)
-            g[(rows, part[:, 1], *(0 for _ in layer.size))] = seeds[start : start + step]
+            single = (1,) * depth
+            g = np.zeros((len(part), layer.channels, *single), np.float32)
+            g[rows, part[:, 1]] = seeds[start : start + step].reshape(-1, *single)
             at = Units(part[:, 0], part[:, 2 : 2 + depth])
             values = recording
         else:

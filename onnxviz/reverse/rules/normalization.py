@@ -17,14 +17,14 @@ def batch_normalization(step: Step, g: Array) -> Cotangents:
 @register("LRN", record=first_input)
 def lrn(step: Step, g: Array) -> Cotangents:
     """The exact derivative of y = x·s^−β, s = bias + α/size·Σx² over neighbouring channels. ONNX LRN-13."""
-    xp = g.__array_namespace__()
     x = step.value(0)
     size = int(step.number("size"))
     alpha, beta = step.number("alpha") / size, step.number("beta")
     below, above = (size - 1) // 2, size // 2
     s = step.number("bias") + alpha * _neighbours(x * x, below, above)
     inner = _neighbours(g * x * s ** (-beta - 1), above, below)
-    return (g * s**-beta - 2 * alpha * beta * x * inner,)
+    answer: Array = g * s**-beta - 2 * alpha * beta * x * inner
+    return (answer,)
 
 
 def _neighbours(x: Array, below: int, above: int) -> Array:
@@ -34,7 +34,7 @@ def _neighbours(x: Array, below: int, above: int) -> Array:
     low = xp.zeros((n, below, *x.shape[2:]), dtype=x.dtype)
     high = xp.zeros((n, above, *x.shape[2:]), dtype=x.dtype)
     padded = xp.concat([low, x, high], axis=1)
-    total = padded[:, :c]
+    total: Array = padded[:, :c]
     for shift in range(1, below + above + 1):
         total = total + padded[:, shift : shift + c]
     return total

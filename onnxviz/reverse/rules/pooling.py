@@ -27,8 +27,8 @@ def max_pool_mean(step: Step, g: Array) -> Cotangents:
     begins = padding_begin(step.node, source)
     inside = tuple(slice(b, b + n) for b, n in zip(begins, source, strict=True))
     chosen = np.zeros((*full.shape[:2], *source), g.dtype)
-    part = full[(..., *inside)]
-    chosen[(..., *(slice(n) for n in part.shape[2:]))] = part
+    part = full[:, :, *inside]
+    chosen[:, :, *(slice(n) for n in part.shape[2:])] = part
     times = step.over_input(chosen)
     xp = g.__array_namespace__()
     return (unpool(g, step.switches, kernel, strides, dilations) / xp.maximum(times, xp.ones_like(times)),)

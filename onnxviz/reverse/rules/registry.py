@@ -216,4 +216,5 @@ def sum_to(g: Array, shape: Shape) -> Array:
         extra + i for i, n in enumerate(shape) if n == 1 and g.shape[extra + i] != 1
     )
     summed: Array = xp.sum(g, axis=axes, keepdims=True) if axes else g
-    return xp.reshape(summed, tuple(shape))
+    reshaped: Array = xp.reshape(summed, tuple(shape))
+    return reshaped
