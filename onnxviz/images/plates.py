@@ -82,18 +82,17 @@ class PlateStyle:
             activation: (h, w) float, the channel's map, or (1, 1) for a vector.
             box: the unit's receptive field: top, left, bottom, right, not clipped.
         """
-        drawn = render.projection_rgb(projection)
         patch = render.crop(image, box)
         height, width = self.strip_tile
         return HitTiles(
-            projection=_scaled(drawn, self.card_tile),
+            projection=_drawn(projection, self.card_tile),
             patch=_scaled(patch, self.card_tile),
             strips=(
                 self._map(activation, box, (height, width)),
                 _scaled(patch, (height, width)),
-                _scaled(drawn, (height, width)),
+                _drawn(projection, (height, width)),
                 self._map(activation, (0, 0, *self.frame), (height, width)),
-                self._on_frame(drawn, box, (height, width)),
+                self._on_frame(projection, box, (height, width)),
             ),
         )
 
@@ -117,12 +116,12 @@ class PlateStyle:
                 drawn[(slice(None),) * axis + (outside,)] = render.GREY
         return drawn
 
-    def _on_frame(self, drawn: Picture, box: tuple[int, int, int, int], size: tuple[int, int]) -> Picture:
-        """A drawn projection where it lies on the whole frame, the rest mid-grey."""
+    def _on_frame(self, projection: Array, box: tuple[int, int, int, int], size: tuple[int, int]) -> Picture:
+        """A projection where it lies on the whole frame, the rest mid-grey."""
         top, left, bottom, right = box
         height, width = self.frame
         clipped = render.crop(
-            drawn, (max(-top, 0), max(-left, 0), min(bottom, height) - top, min(right, width) - left)
+            projection, (max(-top, 0), max(-left, 0), min(bottom, height) - top, min(right, width) - left)
         )
         full = np.full((*size, 3), render.GREY, np.uint8)
         if not clipped.size:
@@ -131,7 +130,7 @@ class PlateStyle:
         y0, x0 = int(max(top, 0) * scale[0]), int(max(left, 0) * scale[1])
         y1 = max(y0 + 1, min(size[0], round(min(bottom, height) * scale[0])))
         x1 = max(x0 + 1, min(size[1], round(min(right, width) * scale[1])))
-        full[y0:y1, x0:x1] = _scaled(clipped, (y1 - y0, x1 - x0))
+        full[y0:y1, x0:x1] = _drawn(clipped, (y1 - y0, x1 - x0))
         return full
 
 
@@ -149,6 +148,24 @@ def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:
     shrinks = picture.shape[0] >= size[0] and picture.shape[1] >= size[1]
     how = Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), how))
+
+
+def _drawn(projection: Array, size: tuple[int, int]) -> Picture:
+    """A projection (h, w, 3 or 1) drawn at ``size``.
+
+    It shrinks before it is scaled to full contrast: fine structure of both signs averages out, and what is left
+    would be nearly grey.
+    """
+    height, width = projection.shape[:2]
+    if height > size[0] or width > size[1]:
+        shrunk = [
+            Image.fromarray(np.ascontiguousarray(projection[:, :, c], np.float32)).resize(
+                (min(size[1], width), min(size[0], height)), Image.Resampling.BOX
+            )
+            for c in range(projection.shape[2])
+        ]
+        projection = np.stack([np.asarray(image) for image in shrunk], axis=2)
+    return _scaled(render.projection_rgb(projection), size)
 
 
 @dataclass(frozen=True)

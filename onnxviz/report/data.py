@@ -92,6 +92,17 @@ class LayerData:
     rows: tuple[ChannelData, ...]
     montage: str | None  # PNG of all top-nine grids, if asked for
 
+    @property
+    def title(self) -> str:
+        """What to call the layer: its own name, unless that is too long for a heading."""
+        return self.name if len(self.name) <= 32 else self.alias
+
+    @property
+    def subtitle(self) -> str:
+        """Its other name, or "" if there is none."""
+        other = self.alias if self.title == self.name else self.name
+        return other if other != self.title else ""
+
 
 @dataclass(frozen=True)
 class DiagramNode:
