@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from onnxviz import facts
 from onnxviz.atlas import PICTURES, Atlas, LayerAtlas, slugs
 from onnxviz.errors import UnitError, UsageError
-from onnxviz.forward.scan import Scan, scan
+from onnxviz.forward.scan import scan
 from onnxviz.forward.session import choose_provider
 from onnxviz.images.gallery import Gallery
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
@@ -119,44 +122,53 @@ def analyze(
     )
     progress.finish()
 
-    keep = None
-    if folder is None:
-        keep = tempfile.TemporaryDirectory(prefix="onnxviz-")
-        folder = keep.name
-    folder = Path(folder)
-    gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
-    drawn = []
-    for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True):
-        layer = one.layer
-        named = names if names and len(names) == layer.channels else None
-        atlas = LayerAtlas(layer, slug, one.topk, one.overall, one.stats, shown, named, None)
-        hits = sum(len(one.topk.hits(c)) for c in shown if not atlas.dead(c)) + len(one.overall.hits(0))
-        progress.start(f"Projecting {layer}", hits, "hits")
-        drawn.append(
-            draw_layer(
+    with ExitStack() as cleanup:
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="onnxviz-")
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder = Path(folder)
+        gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
+        drawn = []
+        for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True):
+            named = names if names and len(names) == one.layer.channels else None
+            bare = LayerAtlas(one.layer, slug, one.topk, one.overall, one.stats, shown, named, None)
+            progress.start(f"Projecting {one.layer}", bare.hits_shown, "hits")
+            drawn.append(
+                draw_layer(
+                    network,
+                    bare,
+                    gallery,
+                    recipe,
+                    chosen,
+                    folder,
+                    seed=seed,
+                    montage=montage,
+                    progress=progress.advance,
+                )
+            )
+            progress.finish()
+        atlas = Atlas(
+            model=facts.model_data(network),
+            provenance=facts.provenance(
                 network,
-                atlas,
-                gallery,
+                source,
+                result,
                 recipe,
                 chosen,
-                folder,
+                found,
+                rank=rank,
                 seed=seed,
-                montage=montage,
-                progress=progress.advance,
-            )
+                limit=limit,
+                command=command,
+            ),
+            diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
+            layers=tuple(drawn),
+            images=_images(gallery, drawn),
+            folder=folder,
         )
-        progress.finish()
-    return Atlas(
-        model=facts.model_data(network),
-        provenance=facts.provenance(
-            network, source, result, recipe, chosen, found, rank=rank, seed=seed, limit=limit, command=command
-        ),
-        diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
-        layers=tuple(drawn),
-        images=_images(gallery, drawn, result),
-        folder=folder,
-        _keep=keep,
-    )
+        # A temporary folder lives as long as the atlas; after an error it goes at once.
+        weakref.finalize(atlas, cleanup.pop_all().close)
+    return atlas
 
 
 def open_network(
@@ -228,14 +240,10 @@ def _source(
     return source
 
 
-def _images(
-    gallery: Gallery, layers: Sequence[LayerAtlas], result: Scan
-) -> dict[int, tuple[str, str | None, str]]:
+def _images(gallery: Gallery, layers: Sequence[LayerAtlas]) -> dict[int, tuple[str, str | None, str]]:
     """Name, class and thumbnail of every image that the report shows."""
-    shown: set[int] = set()
+    shown = {hit.image for one in layers for hit in one.overall.hits(0)}
     for one in layers:
-        shown.update(hit.image for hit in one.overall.hits(0))
-        for channel in one.pictured:
-            if not one.dead(channel):
-                shown.update(hit.image for hit in one.topk.hits(channel))
+        for channel in one.alive:
+            shown.update(hit.image for hit in one.topk.hits(channel))
     return {index: (*gallery.name(index), gallery.thumbnail(index)) for index in sorted(shown)}

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -62,6 +62,16 @@ class LayerAtlas:
         """Whether no image brought any unit of the channel above 0."""
         return not self.stats.largest[channel] > 0
 
+    @property
+    def alive(self) -> tuple[int, ...]:
+        """The pictured channels that are not dead."""
+        return tuple(channel for channel in self.pictured if not self.dead(channel))
+
+    @property
+    def hits_shown(self) -> int:
+        """How many hits have pictures, those of all channels together included."""
+        return sum(len(self.topk.hits(channel)) for channel in self.alive) + len(self.overall.hits(0))
+
 
 @dataclass
 class Atlas:
@@ -76,7 +86,6 @@ class Atlas:
     layers: tuple[LayerAtlas, ...]
     images: Mapping[int, tuple[str, str | None, str]]
     folder: Path
-    _keep: object = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> LayerAtlas:
         """A layer by name, alias or slug."""
@@ -102,9 +111,8 @@ class Atlas:
         for one in self.layers:
             if one.overall.hits(0):
                 paths += picture_paths(one.slug, None)
-            for channel in one.pictured:
-                if not one.dead(channel):
-                    paths += picture_paths(one.slug, channel)
+            for channel in one.alive:
+                paths += picture_paths(one.slug, channel)
             if one.montage:
                 paths.append(one.montage)
         return paths

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import UnitError, UsageError
+from onnxviz.errors import ModelError, UnitError, UsageError
 from onnxviz.forward.session import Runner, Session, choose_provider
 from onnxviz.model import geometry
 from onnxviz.model.geometry import Span, whole
@@ -67,6 +67,7 @@ class Network:
         self._shapes: dict[Shape, dict[str, Shape]] = {}
         self._recorder: tuple[tuple[Any, ...], Runner] | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._other: Network | None = None
 
     def _resolve_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         stated = (self.image.height, self.image.width)
@@ -81,7 +82,11 @@ class Network:
 
     def resized(self, size: tuple[int, int]) -> Network:
         """The same network for images of another size."""
-        return self if size == self.size else Network(self.model, provider=self.provider, size=size)
+        if size == self.size:
+            return self
+        if self._other is None or self._other.size != size:
+            self._other = Network(self.model, provider=self.provider, size=size)
+        return self._other
 
     # What the file says
 
@@ -131,13 +136,15 @@ class Network:
         if any(node.attrs.get("ceil_mode") for node in self.graph.nodes):
             # Inference counts a last window that lies in the padding alone; onnxruntime leaves it out.
             known = {name: shape for name, shape in known.items() if name not in reached or name in fed}
-        unknown = [name for name in reached if name not in known]
+        used = {node.output for node in self.graph.nodes}.union(*(node.inputs for node in self.graph.nodes))
+        unknown = [name for name in reached & used if name not in known]
         if unknown:
             dtypes = {info.name: info.dtype for info in self.graph.inputs}
             feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}
             values = Session(self.model, self.model.cut(unknown)).run(feeds)
             known.update({name: value.shape for name, value in values.items()})
         constants = {n for node in self.graph.nodes for n in node.inputs if n in self.model.constants}
+        self.model.constants.fetch(constants - known.keys())
         for name in constants - known.keys():
             known[name] = self.model.constants[name].shape
         self._shapes[key] = known
@@ -240,6 +247,11 @@ class Network:
             for coord, axis in enumerate(layer.order[2:]):
                 spans[axis] = Span(1, 0, 1, coord)
             made = self._plan(layer, tuple(spans) if windows else full, method)
+            if not made.batched and (self.image.batch or 1) > 1:
+                raise ModelError(
+                    f"{self.model.path}: its batch is fixed at {self.image.batch} and moved about on the way to "
+                    f"{layer}. Export it with a batch of 1, or an open one."
+                )
             self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
         return self._plans[key]
 

@@ -72,7 +72,7 @@ def draw_layer(
     artist = _Artist(network, one, gallery, preprocess, method, seed, progress)
     (out / picture_paths(one.slug, None)[0]).parent.mkdir(parents=True, exist_ok=True)
     overall, cards = one.overall, {}
-    alive = [c for c in one.pictured if not one.dead(c)]
+    alive = one.alive
     with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
         written = []
         if one.overall.hits(0):
