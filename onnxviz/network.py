@@ -141,7 +141,7 @@ class Network:
         if unknown:
             dtypes = {info.name: info.dtype for info in self.graph.inputs}
             feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}
-            values = Session(self.model, self.model.cut(unknown)).run(feeds)
+            values = self._probe(unknown, feeds)
             known.update({name: value.shape for name, value in values.items()})
         constants = {n for node in self.graph.nodes for n in node.inputs if n in self.model.constants}
         self.model.constants.fetch(constants - known.keys())
@@ -149,6 +149,16 @@ class Network:
             known[name] = self.model.constants[name].shape
         self._shapes[key] = known
         return known
+
+    def _probe(self, tensors: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Values of tensors for made-up feeds, to read their shapes off."""
+        try:
+            return Session(self.model, self.model.cut(tensors)).run(feeds)
+        except ModelError as error:
+            if self.image.height is not None and self.image.width is not None:
+                raise
+            height, width = self.size
+            raise ModelError(f"{str(error).rstrip(".")}. Images were {height}×{width}; --size gives another size.") from error
 
     # Forward
 
