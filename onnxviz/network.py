@@ -158,7 +158,9 @@ class Network:
             if self.image.height is not None and self.image.width is not None:
                 raise
             height, width = self.size
-            raise ModelError(f"{str(error).rstrip(".")}. Images were {height}×{width}; --size gives another size.") from error
+            raise ModelError(
+                f"{str(error).rstrip('.')}. Images were {height}×{width}; --size gives another size."
+            ) from error
 
     # Forward
 

@@ -22,6 +22,7 @@ __all__ = ["HitTiles", "Plate", "PlateStyle"]
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
 
+_MAT = (29, 30, 33)
 _CARD_TILE = 72
 _STRIP_TILE = 80
 _PIXELATED = 36
@@ -34,7 +35,7 @@ class HitTiles:
 
     projection: Picture
     patch: Picture
-    strips: tuple[Picture, Picture, Picture, Picture, Picture]
+    strips: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,10 @@ class PlateStyle:
 
     @property
     def strip_tile(self) -> tuple[int, int]:
-        """(height, width) of a strip's tile."""
+        """(height, width) of a strip's tile: a square, in which fields and frames of any shape are mounted."""
         larger = max(self.frame)
-        size = (
-            _STRIP_TILE if larger > _STRIP_TILE else min(larger * max(1, _STRIP_TILE // larger), _STRIP_TILE)
-        )
-        return max(1, round(size * self.frame[0] / larger)), max(1, round(size * self.frame[1] / larger))
+        size = min(larger * max(1, _STRIP_TILE // larger), _STRIP_TILE)
+        return size, size
 
     def tiles(
         self, image: Picture, projection: Array, activation: Array, box: tuple[int, int, int, int]
@@ -83,17 +82,19 @@ class PlateStyle:
             box: the unit's receptive field: top, left, bottom, right, not clipped.
         """
         patch = render.crop(image, box)
-        height, width = self.strip_tile
+        side = self.strip_tile[0]
+        field, frame = _inscribed(self.field, side), _inscribed(self.frame, side)
+        strips = (
+            self._map(activation, box, field),
+            _scaled(patch, field),
+            _drawn(projection, field),
+            self._map(activation, (0, 0, *self.frame), frame),
+            self._on_frame(projection, box, frame),
+        )
         return HitTiles(
             projection=_drawn(projection, self.card_tile),
             patch=_scaled(patch, self.card_tile),
-            strips=(
-                self._map(activation, box, (height, width)),
-                _scaled(patch, (height, width)),
-                _drawn(projection, (height, width)),
-                self._map(activation, (0, 0, *self.frame), (height, width)),
-                self._on_frame(projection, box, (height, width)),
-            ),
+            strips=tuple(_mounted(strip, side) for strip in strips),
         )
 
     def _map(self, activation: Array, box: tuple[int, int, int, int], size: tuple[int, int]) -> Picture:
@@ -135,10 +136,25 @@ class PlateStyle:
 
 
 def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
+    """``size``, or less of the same shape where a side exceeds ``most``."""
+    return size if max(size) <= most else _inscribed(size, most)
+
+
+def _inscribed(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """The largest size of the same shape in a square."""
     larger = max(size)
-    if larger <= most:
-        return size
-    return max(1, round(size[0] * most / larger)), max(1, round(size[1] * most / larger))
+    return max(1, round(size[0] * side / larger)), max(1, round(size[1] * side / larger))
+
+
+def _mounted(picture: Picture, side: int) -> Picture:
+    """A picture in the middle of a square of the report's dark mat."""
+    height, width = picture.shape[:2]
+    if height == width == side:
+        return picture
+    tile = np.full((side, side, 3), _MAT, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    tile[top : top + height, left : left + width] = picture
+    return tile
 
 
 def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:

@@ -237,9 +237,12 @@ class ModelFile:
 
     @property
     def parameters(self) -> int:
-        """Number of elements in floating-point initializers."""
+        """Number of elements in stored floating-point tensors: initializers and Constant nodes."""
         real = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-        return sum(int(np.prod(t.dims)) for t in self.initializers.values() if t.data_type in real)
+        stored = [a.t for node in self.proto.graph.node if node.op_type == "Constant" for a in node.attribute]
+        return sum(
+            int(np.prod(t.dims)) for t in (*self.initializers.values(), *stored) if t.data_type in real
+        )
 
     def decode(self, tensor: TensorProto) -> np.ndarray:
         """The array of a stored tensor, read from its external file if it has one."""
