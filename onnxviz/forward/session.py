@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,15 +13,14 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from onnxviz.errors import ModelError, OnnxvizError, ProviderError, UsageError
+from onnxviz.errors import ModelError, ProviderError, UsageError
 from onnxviz.model.graph import ModelFile
+from onnxviz.runtime import FATAL_ONLY, PROVIDERS, error_line, open_session
 
-__all__ = ["Runner", "Session", "choose_provider", "run_constant"]
+__all__ = ["Runner", "Session", "choose_provider"]
 
 Array = NDArray[Any]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_FATAL_ONLY = 4
 _INSTALL_CUDA = "Install 'onnxviz[cuda]' on a machine with an NVIDIA driver, or use --provider cpu."
 
 
@@ -34,7 +33,7 @@ def choose_provider(asked: str) -> str:
         UsageError: an unknown name.
         ProviderError: ``cuda`` was asked for and cannot be used; says why.
     """
-    if asked not in ("auto", *_PROVIDERS):
+    if asked not in ("auto", *PROVIDERS):
         raise UsageError(f"Provider {asked!r} is not known. Choose one of auto, cuda, cpu.")
     if asked == "cpu":
         return "cpu"
@@ -52,7 +51,7 @@ def _cuda_problem() -> str | None:
 
     The driver is asked first: without one onnxruntime would print loader errors before it falls back.
     """
-    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+    if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "this onnxruntime is built without it"
     name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
     try:
@@ -65,10 +64,10 @@ def _cuda_problem() -> str | None:
     with _quiet():
         ort.preload_dlls()
         try:
-            session = ort.InferenceSession(_identity_model(), providers=[_PROVIDERS["cuda"]])
+            session = ort.InferenceSession(_identity_model(), providers=[PROVIDERS["cuda"]])
         except Exception as error:  # onnxruntime raises types of its own
             return str(error).splitlines()[0]
-    if session.get_providers()[0] != _PROVIDERS["cuda"]:
+    if session.get_providers()[0] != PROVIDERS["cuda"]:
         return "onnxruntime could not load its CUDA libraries"
     return None
 
@@ -90,7 +89,7 @@ def _identity_model() -> bytes:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No messages from onnxruntime's own logger, whose default is to print warnings and errors."""
-    ort.set_default_logger_severity(_FATAL_ONLY)
+    ort.set_default_logger_severity(FATAL_ONLY)
     try:
         yield
     finally:
@@ -105,17 +104,7 @@ class Session:
     """
 
     def __init__(self, model: ModelFile, cut: bytes, *, provider: str = "cpu") -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY
-        # External weights are beside the file, which a model given as bytes does not know.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(model.folder)
-        )
-        providers = [_PROVIDERS[provider]] + ([_PROVIDERS["cpu"]] if provider != "cpu" else [])
-        try:
-            self._session = ort.InferenceSession(cut, options, providers=providers)
-        except Exception as error:  # onnxruntime raises types of its own
-            raise ModelError(f"{model.path}: onnxruntime cannot run it: {_reason(error)}") from error
+        self._session = open_session(cut, model.path, provider)
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
@@ -134,7 +123,7 @@ class Session:
         try:
             values = self._session.run(None, {name: feeds[name] for name in self.inputs})
         except Exception as error:
-            raise ModelError(f"{self.path}: onnxruntime failed: {_reason(error)}") from error
+            raise ModelError(f"{self.path}: onnxruntime failed: {error_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -214,19 +203,3 @@ def _agree(value: Array, want: Array) -> bool:
         return bool((value == want).mean() > 0.99)
     scale = float(np.abs(want).max(initial=0))
     return bool(np.allclose(value, want, rtol=1e-4, atol=1e-5 * scale))
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-def run_constant(model: ModelFile, names: Sequence[str]) -> list[Array]:
-    """Values of tensors that depend on no input."""
-    try:
-        values = Session(model, model.cut(names)).run({})
-    except ModelError as error:
-        raise OnnxvizError(f"A constant of the model cannot be computed. {error}") from error
-    return [np.asarray(values[name]) for name in names]

@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxviz.errors import ModelError, UsageError
+from onnxviz.runtime import open_session
 
 __all__ = [
     "Attribute",
@@ -377,9 +378,8 @@ class ModelFile:
 
     def evaluate(self, names: Sequence[str]) -> list[np.ndarray]:
         """Values of constant tensors, computed by onnxruntime on the CPU."""
-        from onnxviz.forward.session import run_constant
-
-        return run_constant(self, names)
+        values = open_session(self.cut(names), self.path).run(list(names), {})
+        return [np.asarray(value) for value in values]
 
     def _skeleton(self) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self.proto.ir_version, producer_name="onnxviz")

@@ -1,0 +1,42 @@
+"""Starting onnxruntime on a model in memory, quietly, with its errors in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+
+from onnxviz.errors import ModelError
+
+__all__ = ["FATAL_ONLY", "PROVIDERS", "error_line", "open_session"]
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+FATAL_ONLY = 4
+"""A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
+
+
+def open_session(cut: bytes, path: Path, provider: str = "cpu") -> ort.InferenceSession:
+    """A session on a serialised model that was cut from the file ``path``.
+
+    Raises:
+        ModelError: onnxruntime does not accept the model; its reason is given.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    # External weights lie beside the file, which a model given as bytes does not know.
+    folder = str(path.resolve().parent)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    providers = [PROVIDERS[provider]] + ([PROVIDERS["cpu"]] if provider != "cpu" else [])
+    try:
+        return ort.InferenceSession(cut, options, providers=providers)
+    except Exception as error:  # onnxruntime raises types of its own
+        raise ModelError(f"{path}: onnxruntime cannot run it: {error_line(error)}") from error
+
+
+def error_line(error: BaseException) -> str:
+    """The first line of an onnxruntime error, without its codes."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    return text if len(text) <= 300 else f"{text[:297]}..."
