@@ -179,6 +179,18 @@ def permutation(node: Node, rank: int) -> tuple[int, ...]:
     return _ints(node, "perm") if "perm" in node.attrs else tuple(reversed(range(rank)))
 
 
+def _reshape(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:
+    """Trailing axes of one size keep their places (as in a channel shuffle); the axes before them are mixed."""
+    source, target = shapes[node.inputs[0]], shapes[node.output]
+    kept = 0
+    while kept < min(len(source), len(target)) and source[-1 - kept] == target[-1 - kept]:
+        kept += 1
+    tail = spans[len(spans) - kept :]
+    needed = whole(target[: len(target) - kept]) + tail
+    parameters = tuple(whole(shapes.get(name, ())) for name in node.inputs[1:])
+    return Pull(needed, (whole(source[: len(source) - kept]) + tail, *parameters))
+
+
 def _squeeze(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:
     shape = shapes[node.inputs[0]]
     if "axes" in node.attrs:
@@ -269,6 +281,7 @@ _PULLS: Mapping[str, _PullRule] = {
     **dict.fromkeys(("BatchNormalization", "LRN"), _first_pointwise),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _along_axis),
     **dict.fromkeys(("Conv", "MaxPool", "AveragePool"), _window),
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
     "Transpose": _transpose,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

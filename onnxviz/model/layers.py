@@ -139,19 +139,11 @@ def _layer(
 ) -> Layer:
     moved = [shape[axis] for axis in order]
     spatial = order[2:]
-    sizes: list[int] = []
-    strides: list[int] = []
-    offsets: list[int] = []
-    for k, span in enumerate(field.axes):
-        if span is None or len(spatial) <= k or span.coord != spatial[k]:
-            sizes.append(image_size[k])
-            strides.append(0)
-            offsets.append(0)
-        else:
-            sizes.append(span.size)
-            strides.append(span.a)
-            offsets.append(span.b)
-    local = all(strides)
+    seen = [
+        span if span is not None and len(spatial) > k and span.coord == spatial[k] else None
+        for k, span in enumerate(field.axes)
+    ]
+    y, x = seen
     return Layer(
         name=node.name,
         op=node.op,
@@ -161,9 +153,9 @@ def _layer(
         channels=moved[1],
         size=tuple(moved[2:]),
         order=order,
-        receptive_field=(sizes[0], sizes[1]),
-        stride=(strides[0], strides[1]) if local else None,
-        offset=(offsets[0], offsets[1]) if local else (0, 0),
+        receptive_field=(y.size, x.size) if y and x else image_size,
+        stride=(y.a, x.a) if y and x else None,
+        offset=(y.b, x.b) if y and x else (0, 0),
     )
 
 
