@@ -16,7 +16,7 @@ from onnxviz.model import geometry
 from onnxviz.model.geometry import Span, whole
 from onnxviz.model.graph import ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
-from onnxviz.model.layers import Layer, find_layer, find_layers, list_layers
+from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
 from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run
 from onnxviz.reverse.methods import Method, make_method
@@ -35,6 +35,7 @@ __all__ = ["Network", "load"]
 Array: TypeAlias = NDArray[Any]
 
 _DEFAULT_SIZE = 224
+_RUNNABLE_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 
 
 def load(model: str | Path, *, provider: str = "auto", size: tuple[int, int] | None = None) -> Network:
@@ -117,7 +118,7 @@ class Network:
         carried = {tensor: tensor for tensor in tensors}
         names: dict[str, str] = {}
         for node in self.graph.nodes:
-            if node.output not in tensors and node.inputs and node.inputs[0] in carried:
+            if node.op in PLUMBING and node.inputs and node.inputs[0] in carried:
                 carried[node.output] = names[node.output] = names[node.name] = carried[node.inputs[0]]
         return names
 
@@ -137,7 +138,10 @@ class Network:
             # Inference counts a last window that lies in the padding alone; onnxruntime leaves it out.
             known = {name: shape for name, shape in known.items() if name not in reached or name in fed}
         used = {node.output for node in self.graph.nodes}.union(*(node.inputs for node in self.graph.nodes))
-        unknown = [name for name in reached & used if name not in known]
+        # What onnxruntime cannot run is no hindrance beside the path; a layer behind it has no shape, and is none.
+        foreign = [node.output for node in self.graph.nodes if node.domain not in _RUNNABLE_DOMAINS]
+        beyond = {name for output in foreign for name in self.graph.descendants(output)}
+        unknown = [name for name in reached & used if name not in known and name not in beyond]
         if unknown:
             dtypes = {info.name: info.dtype for info in self.graph.inputs}
             feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}

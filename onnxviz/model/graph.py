@@ -15,6 +15,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.shape_inference
+import onnx.version_converter
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxviz.errors import ModelError, UsageError
@@ -410,13 +413,44 @@ def _open(path: Path) -> onnx.ModelProto:
     if 0 < _opset(proto) < OLDEST_OPSET:
         old = _opset(proto)
         try:
-            proto = onnx.version_converter.convert_version(proto, OLDEST_OPSET)
+            proto = onnx.version_converter.convert_version(_with_plain_broadcasts(proto), OLDEST_OPSET)
         except Exception as error:
             raise ModelError(
                 f"{path}: opset {old} is older than {OLDEST_OPSET} and could not be converted: "
                 f"{_first_line(error)}. Export the model with a newer opset."
             ) from error
     return proto
+
+
+def _with_plain_broadcasts(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Before opset 7 a second operand could be lined up with any ``axis`` of the first.
+
+    Here it gets the ones that NumPy's broadcasting wants; onnx 1.23's converter puts them in the wrong places.
+    """
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
+    }
+    ranks |= {t.name: len(t.dims) for t in proto.graph.initializer}
+    levelled = onnx.ModelProto()
+    levelled.CopyFrom(proto)
+    del levelled.graph.node[:]
+    for number, node in enumerate(proto.graph.node):
+        attrs = {a.name: a for a in node.attribute}
+        kept = onnx.NodeProto()
+        kept.CopyFrom(node)
+        if "broadcast" in attrs and "axis" in attrs:
+            first, second = (ranks[name] for name in node.input[:2])
+            axis = attrs["axis"].i % first
+            if missing := first - axis - second:
+                name = f"{node.input[1]}:aligned{number}"
+                axes = list(range(second, second + missing))
+                levelled.graph.node.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=axes))
+                kept.input[1] = name
+            kept.attribute.remove(attrs["axis"])
+        levelled.graph.node.append(kept)
+    return levelled
 
 
 def _looks_like(path: Path) -> str:

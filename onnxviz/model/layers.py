@@ -12,7 +12,7 @@ from onnxviz.errors import LayerNotFoundError
 from onnxviz.model.geometry import Field
 from onnxviz.model.graph import Constants, Graph, Node, Shape
 
-__all__ = ["Layer", "find_layer", "find_layers", "list_layers"]
+__all__ = ["PLUMBING", "Layer", "find_layer", "find_layers", "list_layers"]
 
 _KINDS: Mapping[str, str] = {
     "Conv": "conv",
@@ -27,12 +27,10 @@ _KINDS: Mapping[str, str] = {
 }
 """Base of a layer's alias where it is not the operator's name in lower case."""
 
-_PLUMBING = frozenset(
+PLUMBING = frozenset(
     {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
 )
 """Operators that move or copy values without computing: not layers, though their tensors can be named."""
-
-_LAYOUT_KEEPERS = _PLUMBING - {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
 
 
 @dataclass(frozen=True)
@@ -95,14 +93,19 @@ def list_layers(
         orders[node.output] = order
         for extra in node.outputs[1:]:
             orders[extra] = order
-        if node.op in _PLUMBING or len(shape) < 2:
+        if node.op in PLUMBING or len(shape) < 2:
             continue
         kind = _KINDS.get(node.op, node.op.lower())
         if node.op == "MatMul" and any(name in constants for name in node.inputs):
             kind = "fc"
-        counts[kind] = counts.get(kind, 0) + 1
-        aliases = [f"{kind}{counts[kind]}", *blocks.alias(node)]
-        layers.append(_layer(node, shape, order, aliases, field, image_size))
+        # A Split makes several layers; the further outputs of other operators are no activations.
+        for index, tensor in enumerate(node.outputs if node.op == "Split" else node.outputs[:1]):
+            counts[kind] = counts.get(kind, 0) + 1
+            aliases = [f"{kind}{counts[kind]}", *blocks.alias(node)]
+            name = tensor if index else node.name
+            layers.append(
+                _layer(node, name, tensor, shapes[tensor], order, aliases, seen[tensor], image_size)
+            )
     return tuple(layers)
 
 
@@ -131,6 +134,8 @@ def _order(node: Node, orders: Mapping[str, tuple[int, ...]], shapes: Mapping[st
 
 def _layer(
     node: Node,
+    name: str,
+    tensor: str,
     shape: Shape,
     order: tuple[int, ...],
     aliases: Sequence[str],
@@ -145,9 +150,9 @@ def _layer(
     ]
     y, x = seen
     return Layer(
-        name=node.name,
+        name=name,
         op=node.op,
-        tensor=node.output,
+        tensor=tensor,
         alias=aliases[0],
         aliases=tuple(aliases),
         channels=moved[1],
@@ -255,11 +260,17 @@ def find_layers(
     The answer is in topological order, without repeats.
     """
     chosen: set[str] = set()
+    queries = list(queries)
     for query in queries:
         known = query in (plumbing or {}) or any(query in (layer.name, layer.tensor) for layer in layers)
         for part in [query] if known else query.split(","):
             if part.strip():
                 chosen.update(layer.tensor for layer in _expand(layers, part.strip(), plumbing))
+    if not chosen:
+        raise LayerNotFoundError(
+            f"No layer was asked for, or none with weights is there ({', '.join(map(repr, queries)) or 'no names'}). "
+            "'onnxviz layers MODEL' lists them all."
+        )
     return tuple(layer for layer in layers if layer.tensor in chosen)
 
 
