@@ -23,7 +23,7 @@ Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 _RECORDING_BYTES = 192 << 20
 """About how much the recorded values of one batch of images may take."""
 
-_WORKING_BYTES = 32 << 20
+_WORKING_BYTES = 24 << 20
 """About how much the largest array of one batch of units may take: larger ones fault in fresh pages each time."""
 
 
