@@ -36,7 +36,7 @@ METADATA_KEY = "onnxviz.preprocess"
 def analyze(
     model: str | Path,
     *,
-    layers: Sequence[str],
+    layers: str | Sequence[str],
     images: str | Path | Source | None = None,
     top: int = 9,
     channels: str | Sequence[int] | None = None,
@@ -91,12 +91,13 @@ def analyze(
     progress.note(
         f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
     )
-    found = network.select(layers)
+    found = network.select([layers] if isinstance(layers, str) else layers)
     network.check(found, chosen)
-    pictured = [_pictured(layer, channels) for layer in found]
+    pictured = [_pictured(layer, channels, progress) for layer in found]
     if isinstance(labels, str | Path):
         labels = read_labels(Path(labels))
     names = facts.output_names(network.model, labels)
+    named = _named(network, found, names, progress, given=labels is not None)
     source = _source(images, recipe, names, progress)
     if folder is not None:
         check_folder(Path(folder))
@@ -130,8 +131,8 @@ def analyze(
         gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
         drawn = []
         for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True):
-            named = names if names and len(names) == one.layer.channels else None
-            bare = LayerAtlas(one.layer, slug, one.topk, one.overall, one.stats, shown, named, None)
+            classes = named.get(one.layer.tensor)
+            bare = LayerAtlas(one.layer, slug, one.topk, one.overall, one.stats, shown, classes, None)
             progress.start(f"Projecting {one.layer}", bare.hits_shown, "hits")
             drawn.append(
                 draw_layer(
@@ -201,31 +202,46 @@ def open_network(
     return Network(file, provider=choose_provider(provider), size=(recipe.height, recipe.width)), recipe
 
 
-def parse_channels(text: str) -> tuple[int, ...]:
+def parse_channels(text: str) -> tuple[range, ...]:
     """Channel numbers of a text such as ``0-15,40``.
 
     Raises:
         UsageError: it is not made of numbers and ranges.
     """
-    numbers: list[int] = []
+    ranges = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise UsageError(f"Channels {text!r}: write numbers and ranges, such as 0-15,40.")
-        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(dict.fromkeys(numbers))
+        ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(ranges)
 
 
-def _pictured(layer: Layer, channels: str | Sequence[int] | None) -> tuple[int, ...]:
+def _pictured(layer: Layer, channels: str | Sequence[int] | None, progress: Progress) -> tuple[int, ...]:
+    """The channels of a layer to show: those asked for, as far as it has them."""
     if channels is None:
         return tuple(range(layer.channels))
-    asked = parse_channels(channels) if isinstance(channels, str) else tuple(channels)
-    there = tuple(sorted(c for c in asked if 0 <= c < layer.channels))
+    asked = parse_channels(channels) if isinstance(channels, str) else [range(c, c + 1) for c in channels]
+    there = tuple(c for c in range(layer.channels) if any(c in numbers for numbers in asked))
+    limits = f"Layer {layer} has channels 0 to {layer.channels - 1}"
     if not there:
-        raise UnitError(
-            f"Layer {layer} has channels 0 to {layer.channels - 1}; none of those asked for is there."
-        )
+        raise UnitError(f"{limits}; none of those asked for is there.")
+    if any(numbers.stop > layer.channels for numbers in asked):
+        progress.note(f"{limits}; the higher ones asked for are left out.")
     return there
+
+
+def _named(
+    network: Network, layers: Sequence[Layer], names: Sequence[str] | None, progress: Progress, *, given: bool
+) -> dict[str, tuple[str, ...]]:
+    """Class names by tensor, for output layers: those that no layer with weights follows."""
+    weighted = {layer.tensor for layer in network.layers if re.match(r"(conv|deconv|fc)\d", layer.alias)}
+    outputs = [x for x in layers if not (network.graph.descendants(x.tensor) & weighted) - {x.tensor}]
+    found = {x.tensor: tuple(names) for x in outputs if names and len(names) == x.channels}
+    if names and given and outputs and not found:
+        counts = ", ".join(f"{x} {x.channels}" for x in outputs)
+        progress.note(f"The labels are {len(names)}, so they name no output unit ({counts} channels).")
+    return found
 
 
 def _source(

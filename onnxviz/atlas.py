@@ -11,10 +11,12 @@ import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from onnxviz.errors import AtlasError
 from onnxviz.forward.topk import ChannelStats, TopK
 from onnxviz.images.plates import PlateStyle
-from onnxviz.model.layers import Layer
+from onnxviz.model.layers import Layer, find_layer
 from onnxviz.report.data import (
     ChannelData,
     DiagramNode,
@@ -39,6 +41,8 @@ __all__ = ["Atlas", "LayerAtlas", "slugs"]
 Array: TypeAlias = NDArray[Any]
 
 FORMAT = 1
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+_PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png)")
 PICTURES = "pictures"
 
 
@@ -88,11 +92,13 @@ class Atlas:
     folder: Path
 
     def __getitem__(self, name: str) -> LayerAtlas:
-        """A layer by name, alias or slug."""
-        for one in self.layers:
-            if name in (one.layer.name, one.layer.tensor, one.slug, *one.layer.aliases):
-                return one
-        raise KeyError(name)
+        """A layer by any name that `Network.layer` takes.
+
+        Raises:
+            LayerNotFoundError: none or several of the atlas's layers have it.
+        """
+        found = find_layer([one.layer for one in self.layers], name)
+        return next(one for one in self.layers if one.layer is found)
 
     def report(self, out: str | Path) -> Path:
         """Write the HTML report into a folder and return its ``index.html``."""
@@ -166,7 +172,7 @@ class Atlas:
             with np.load(folder / "arrays.npz", allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             layers = tuple(_read_layer(n, entry, arrays) for n, entry in enumerate(facts["layers"]))
-            return cls(
+            atlas = cls(
                 model=ModelData(**facts["model"]),
                 provenance=_read_provenance(facts["provenance"]),
                 diagram=tuple(
@@ -176,12 +182,22 @@ class Atlas:
                 images={index: (name, label, thumbnail) for index, name, label, thumbnail in facts["images"]},
                 folder=folder,
             )
+            atlas._check_pictures()
+            return atlas
         except FileNotFoundError as error:
             raise AtlasError(
                 f"{folder} holds no atlas: there is no {Path(error.filename).name} in it."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, BadZipFile, zlib.error, *_DAMAGE) as error:
             raise AtlasError(f"{folder}: the atlas is damaged ({type(error).__name__}: {error}).") from error
+
+    def _check_pictures(self) -> None:
+        """Raise if a picture is missing, or would lie outside the folder."""
+        for path in self._pictures():
+            if not _PICTURE_PATH.fullmatch(path):
+                raise AtlasError(f"{self.folder}: the atlas is damaged: {path!r} is no picture of it.")
+            if not (self.folder / path).is_file():
+                raise AtlasError(f"{self.folder}: the atlas is damaged: its picture {path} is missing.")
 
     def report_data(self) -> ReportData:
         """Everything that the report shows."""

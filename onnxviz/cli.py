@@ -197,10 +197,10 @@ def analyze(
     """Find what every channel of a layer responds to, and write the report."""
     with _errors(debug):
         from onnxviz.analyze import analyze as run
+        from onnxviz.report.folder import check_folder
 
         target = out or Path("reports") / model.stem
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"--out {target} is a file. Give a folder.")
+        check_folder(target)
         with _Bar() as bar:
             atlas = run(
                 model,
@@ -224,7 +224,6 @@ def analyze(
                 size=_size(size),
                 labels=labels,
                 montage=montage,
-                folder=target,
                 progress=bar,
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
@@ -343,6 +342,8 @@ def project(
         found = network.layer(layer)
         network.check([found], chosen)
         at = _position(position)
+        if image.is_dir():
+            raise UsageError(f"{image} is a folder. Give one image.")
         target = out or image.with_name(f"{image.stem}-{slugs([found])[0]}-{channel}.png")
         unit, activation_, box = project_image(network, recipe, image, found, channel, at, chosen, target)
         where = f"unit ({unit[0]}, {unit[1]})" if found.size else "unit"
@@ -394,7 +395,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().replace("×", "x").split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--size {text!r}: write 224, or 224x320 for height x width.")
     height, width = int(parts[0]), int(parts[-1])
     return height, width
@@ -404,7 +405,7 @@ def _position(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--position {text!r}: write Y,X, the row and column of the unit, such as 6,7.")
     return int(parts[0]), int(parts[1])
 

@@ -26,7 +26,12 @@ _RANKING = {
     "sum": "sum of the activation map",
     "first": "none: the first images, in order",
 }
-_SEED = {"unit": "the strongest unit alone", "map": "the channel's whole map"}
+_SEED = {
+    (False, "unit"): "the activation of the strongest unit",
+    (False, "map"): "the positive part of the channel's whole map",
+    (True, "unit"): "1 at the strongest unit",
+    (True, "map"): "1 at every unit of the channel's map",
+}
 
 
 def model_data(network: Network) -> ModelData:
@@ -75,8 +80,7 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
         inputs = tuple(dict.fromkeys(known[name] for name in node.inputs if name in known))
         if not inputs:
             continue
-        for name in node.outputs:
-            known[name] = node.output
+        known.update((name, node.output) for name in node.outputs if name)
         layer = layers.get(node.output)
         detail = "×".join(str(n) for n in (layer.channels, *layer.size)) if layer else ""
         nodes.append(
@@ -125,7 +129,7 @@ def provenance(
         method=method.name,
         policies=method.policies,
         ranking=_RANKING[rank],
-        seed="1 at the unit" if method.unit_seed else _SEED[seed],
+        seed=_SEED[method.unit_seed, seed] + "; for all channels together, all their maps",
         provider={"cpu": "CPU", "cuda": "CUDA"}[network.provider],
         versions=(("Python", platform.python_version()), *((name, version(name)) for name in names)),
         notes=tuple(_notes(network, source, scan, preprocess, layers)),
@@ -135,7 +139,7 @@ def provenance(
 def _notes(
     network: Network, source: Source, scan: Scan, preprocess: Preprocess, layers: Sequence[Layer]
 ) -> list[str]:
-    notes = []
+    notes = [scan.note] if scan.note else []
     if source.builtin:
         notes.append(
             "No images were given: the hits are among the built-in samples, which are few and general. "

@@ -65,7 +65,7 @@ class Network:
         self.image = image_input(model)
         self.size = self._resolve_size(size)
         self.graph = normalize(model.graph, model.constants, model.opset)
-        self._shapes: dict[Shape, dict[str, Shape]] = {}
+        self._shapes: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
         self._recorder: tuple[tuple[Any, ...], Runner] | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._other: Network | None = None
@@ -128,7 +128,7 @@ class Network:
 
     def _shapes_for(self, fed: Mapping[str, Shape]) -> dict[str, Shape]:
         """Shape inference answers; what it leaves open is read off a run."""
-        key = tuple(d for shape in fed.values() for d in shape)
+        key = tuple(fed.items())
         if key in self._shapes:
             return self._shapes[key]
         inferred = self.model.shapes(fed)
@@ -146,7 +146,7 @@ class Network:
             dtypes = {info.name: info.dtype for info in self.graph.inputs}
             feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}
             values = self._probe(unknown, feeds)
-            known.update({name: value.shape for name, value in values.items()})
+            known.update({name: value.shape for name, value in values.items() if hasattr(value, "shape")})
         constants = {n for node in self.graph.nodes for n in node.inputs if n in self.model.constants}
         self.model.constants.fetch(constants - known.keys())
         for name in constants - known.keys():
@@ -156,10 +156,11 @@ class Network:
 
     def _probe(self, tensors: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Values of tensors for made-up feeds, to read their shapes off."""
+        session = Session(self.model, self.model.cut(tensors))
         try:
-            return Session(self.model, self.model.cut(tensors)).run(feeds)
+            return session.run(feeds)
         except ModelError as error:
-            if self.image.height is not None and self.image.width is not None:
+            if None not in (self.image.height, self.image.width) or set(session.inputs) - feeds.keys():
                 raise
             height, width = self.size
             raise ModelError(
@@ -180,6 +181,11 @@ class Network:
         if not found or any(want not in (None, have) for want, have in zip(stated, found, strict=True)):
             raise UsageError(
                 f"The network takes {image}; the array is {x.dtype} {'×'.join(map(str, x.shape))}."
+            )
+        if image.dtype == "uint8" and not np.array_equal(x, np.clip(np.rint(x), 0, 255)):
+            raise UsageError(
+                f"The network takes {image}: whole numbers from 0 to 255, and these are not. "
+                "Preprocessing that scales or shifts values (--preprocess, --mean, --std) does not fit it."
             )
         return np.ascontiguousarray(x, dtype=image.dtype)
 
@@ -234,9 +240,9 @@ class Network:
             if self._recorder is None or self._recorder[0] != key:
                 self._recorder = (key, self.runner(names, pools=pools))
             found = self._recorder[1].run(x)
-        values = {name: found[name] for name in names}
+        values = {name: _single(found[name]) for name in names}
         if self.image.name in tensors:
-            values[self.image.name] = x
+            values[self.image.name] = _single(x)
         return Recording(values, {node.output: found[f"{node.output}:switches"] for node in pools})
 
     # Reverse
@@ -296,11 +302,16 @@ class Network:
             cotangents: for names of layers, nodes or tensors, an array of the tensor's own shape.
 
         Raises:
-            UsageError: a cotangent's shape is not its tensor's.
+            UsageError: an input is missing, or a cotangent's shape is not its tensor's.
             UnsupportedOpError: see `check`.
         """
         method = make_method(method) if isinstance(method, str) else method
-        feeds = {name: np.asarray(value) for name, value in inputs.items()}
+        dtypes = {info.name: info.dtype for info in self.graph.inputs}
+        if dtypes.keys() != inputs.keys():
+            raise UsageError(
+                f"The network's inputs are {', '.join(dtypes)}; given are {', '.join(inputs) or 'none'}."
+            )
+        feeds = {name: np.asarray(value, dtypes[name]) for name, value in inputs.items()}
         sources = [i.name for i in self.graph.inputs if i.dtype.startswith("float")]
         targets = {self._tensor(name): np.asarray(g) for name, g in cotangents.items()}
         shapes = self._shapes_for({name: value.shape for name, value in feeds.items()})
@@ -344,7 +355,7 @@ class Network:
             x: the network's own input array.
             channel: the channel, or None for all.
             position: ``"max"`` (where the channel is strongest, in each image), (y, x), one (y, x) an image, or
-                None for the whole map.
+                None for the whole map, as it is: negative activations too.
 
         Returns:
             An array like ``x``, float32.
@@ -362,7 +373,7 @@ class Network:
             )
         made = net.plan_units(found, method, windows=False)
         step = images_at_once(made, self.image.batch or 1)
-        results = []
+        results = [np.zeros((0, *x.shape[1:]), np.float32)]
         for start in range(0, len(x), step):
             recording = net.record(x[start : start + step], [*made.records, found.tensor], made.pools)
             maps = np.transpose(recording.values[found.tensor], found.order)
@@ -409,3 +420,8 @@ class Network:
             answer = pull_units(made, found, recording, local, method, self.image.name, self.image.order)
             pixels[rows], boxes[rows] = answer.pixels, answer.boxes
         return Projections(pixels, boxes)
+
+
+def _single(value: Array) -> Array:
+    """Half precision as float32, which the rules compute in."""
+    return value.astype(np.float32) if value.dtype == np.float16 else value

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.atlas import LayerAtlas, picture_paths, plate_style
-from onnxviz.errors import UnitError
+from onnxviz.errors import UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
@@ -32,7 +32,7 @@ Array: TypeAlias = NDArray[Any]
 SEEDS = ("unit", "map")
 """Project the strongest unit alone, or its channel's whole map."""
 
-_CHANNELS_AT_ONCE = 128
+_HITS_IN_MEMORY = 1152
 _HITS_AT_ONCE = 64
 _LOSSLESS_CARD = 24
 """Cards of tiles up to this size are stored without loss: there every pixel shows."""
@@ -78,8 +78,12 @@ def draw_layer(
         if one.overall.hits(0):
             overall, tiles = artist.overall()
             written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.lossless))
-        for start in range(0, len(alive), _CHANNELS_AT_ONCE):
-            for channel, tiles in artist.channels(alive[start : start + _CHANNELS_AT_ONCE]):
+        step = max(1, _HITS_IN_MEMORY // one.topk.score.shape[1])
+        for start in range(0, len(alive), step):
+            for future in written:
+                future.result()  # the encoders must not fall behind by more than one group
+            written = []
+            for channel, tiles in artist.channels(alive[start : start + step]):
                 plate = Plate.of(tiles)
                 if montage:
                     cards[channel] = plate.card
@@ -262,6 +266,8 @@ def project_image(
         ImageError: the image cannot be read.
         UnitError: no such channel or position.
     """
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out}: the picture is a PNG; end its name in .png.")
     array = preprocess(open_source(image).samples[0].read())
     x = preprocess.batch([array])
     maps = network.activations(x, layer)[0]
@@ -271,6 +277,13 @@ def project_image(
         )
     grid = maps[channel].reshape((*layer.size, *(1, 1))[:2])
     at = position or tuple(int(i) for i in np.unravel_index(int(grid.argmax()), grid.shape))
+    if any(not 0 <= v < n for v, n in zip(at, grid.shape, strict=True)):
+        what = (
+            f"is {'×'.join(map(str, layer.size))} units"
+            if layer.size
+            else "is a vector: leave --position out"
+        )
+        raise UnitError(f"Layer {layer} {what}; there is no unit {at}.")
     found = network.project_units(x, layer, np.array([[0, channel, *at]]), method)
     box = layer.box(at[0], at[1])
     scale = max(1, round(320 / max(network.size)))

@@ -31,6 +31,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 RANKS = ("max", "sum", "first")
 """Order images by a channel's largest activation, by the sum over its map, or not at all."""
 
+MOST_HITS = 100
+"""The largest ``top``: a channel's pictures are one file, and browsers and formats limit their size."""
+
 _BATCH_BYTES = 256 << 20
 
 
@@ -46,11 +49,15 @@ class LayerScan:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan found. ``skipped`` are (name, reason) of images that could not be read."""
+    """What a scan found.
+
+    ``skipped`` are (name, reason) of images that could not be read; ``note`` says if batches were special.
+    """
 
     layers: tuple[LayerScan, ...]
     images: int
     skipped: tuple[tuple[str, str], ...]
+    note: str | None
 
 
 def scan(
@@ -83,6 +90,8 @@ def scan(
     for name, number in (("top", top), ("limit", limit), ("batch size", batch_size)):
         if number is not None and number < 1:
             raise UsageError(f"The {name} must be 1 or more, not {number}.")
+    if top > MOST_HITS:
+        raise UsageError(f"At most {MOST_HITS} images are kept for each channel, not {top}.")
     size = batch_size or batch_size_for(network, layers)
     total = min(len(source.samples), limit or len(source.samples))
     probes = [probe for layer in layers for probe in layer_probes(layer, network.model.opset)]
@@ -112,7 +121,7 @@ def scan(
     if not images:
         reasons = f" The first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise NoImagesError(f"{source.description}: not one image could be read.{reasons}")
-    return Scan(tuple(found), images, tuple(skipped))
+    return Scan(tuple(found), images, tuple(skipped), runner.note)
 
 
 def batch_size_for(network: Network, layers: Sequence[Layer]) -> int:
@@ -177,7 +186,7 @@ def _updated(one: LayerScan, outputs: dict[str, Array], images: Array, rank: str
     y, x = values["argmax"], np.zeros_like(values["argmax"])
     if len(layer.size) > 1:
         y, x = np.divmod(values["argmax"], math.prod(layer.size[1:]))
-    finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
+    finite = np.isfinite(values["max"]) & np.isfinite(values["min"]) & np.isfinite(values["sum"])
     score = values["sum" if rank == "sum" else "max"]
     score = np.where(finite, np.zeros_like(score) if rank == "first" else score, np.nan)
     k = one.topk.score.shape[1]

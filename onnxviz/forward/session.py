@@ -130,8 +130,9 @@ class Session:
 class Runner:
     """Runs any number of images through a cut model, in whatever batches it takes.
 
-    A file that fixes its batch is tried at a larger one: where the outputs agree with those of its own batch,
-    the larger is used; else the images go through in the file's own batches, the last filled up.
+    A file that fixes its batch is tried at larger ones: where two of its own batches give the same in one run,
+    that is how it is used; else the images go through in the file's own batches, the last filled up. A file that
+    leaves its batch open and then fails to keep a row an image is run one by one. ``note`` says which.
 
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
@@ -149,24 +150,44 @@ class Runner:
         provider: str,
         decode: Callable[[dict[str, Array]], dict[str, Array]] = dict,
     ) -> None:
-        self._image = image
-        self._decode = decode
-        self.fixed = fixed
+        self._model, self._image, self._cut = model, image, cut
+        self._provider, self._decode = provider, decode
         self._session = Session(model, cut(None), provider=provider)
-        if fixed is not None:
-            self._cut, self._model, self._provider = cut, model, provider
-            self._tried = False
+        self._tried = fixed is None
+        self.fixed = fixed
+        self.note: str | None = None
 
     def run(self, x: Array) -> dict[str, Array]:
-        """All outputs, decoded, a row an image."""
-        if self.fixed is not None and not self._tried and len(x) > self.fixed:
-            self._try_free(x)
+        """All outputs, decoded, a row an image.
+
+        Raises:
+            ModelError: onnxruntime failed.
+        """
+        if not self._tried and self.fixed is not None and len(x) > self.fixed:
+            self._try_free(x, self.fixed)
         if self.fixed is None:
-            return self._once(self._session, x)
+            found = self._at_once(x)
+            if found is not None:
+                return found
+            self.fixed = 1
+            self.note = "The model leaves its batch open but does not keep it; images were run one by one."
+        return self._in_batches(x, self.fixed)
+
+    def _at_once(self, x: Array) -> dict[str, Array] | None:
+        """All images in one run; None if several do not go together, though one alone might."""
+        try:
+            found = self._once(self._session, x)
+        except ModelError:
+            if len(x) == 1:
+                raise
+            return None
+        return found if len(x) == 1 or all(len(value) == len(x) for value in found.values()) else None
+
+    def _in_batches(self, x: Array, size: int) -> dict[str, Array]:
         parts = []
-        for start in range(0, len(x), self.fixed):
-            piece = x[start : start + self.fixed]
-            if short := self.fixed - len(piece):
+        for start in range(0, len(x), size):
+            piece = x[start : start + size]
+            if short := size - len(piece):
                 piece = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)])
             parts.append(self._once(self._session, piece))
         return {name: np.concatenate([p[name] for p in parts])[: len(x)] for name in parts[0]}
@@ -174,27 +195,22 @@ class Runner:
     def _once(self, session: Session, x: Array) -> dict[str, Array]:
         return self._decode(session.run({self._image: x}))
 
-    def _try_free(self, x: Array) -> None:
-        """Use an open batch from now on if it gives what the fixed one gives on real images."""
-        assert self.fixed is not None
+    def _try_free(self, x: Array, fixed: int) -> None:
+        """Open the batch if two of the file's own batches, of real images, give the same in one run."""
         self._tried = True
-        sample = x[: min(len(x), 2 * self.fixed)]
-        expected = [
-            self._once(self._session, sample[i : i + self.fixed])
-            for i in range(0, self.fixed + 1, self.fixed)
-            if len(sample[i : i + self.fixed]) == self.fixed
-        ]
-        sample = sample[: self.fixed * len(expected)]
+        self.note = f"The model fixes its batch at {fixed}, and larger ones change its outputs: it was kept."
+        sample = np.resize(x, (2 * fixed, *x.shape[1:]))
+        want = self._in_batches(sample, fixed)
         try:
             free = Session(self._model, self._cut("N"), provider=self._provider)
             got = self._once(free, sample)
         except ModelError:
             return
-        for name, value in got.items():
-            want = np.concatenate([part[name] for part in expected])
-            if value.shape != want.shape or not _agree(value, want):
-                return
-        self._session, self.fixed = free, None
+        if all(got[name].shape == want[name].shape and _agree(got[name], want[name]) for name in want):
+            self._session, self.fixed = free, None
+            self.note = (
+                f"The model fixes its batch at {fixed}; larger ones gave the same outputs and were used."
+            )
 
 
 def _agree(value: Array, want: Array) -> bool:

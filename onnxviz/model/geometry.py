@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
-from onnxviz.model.graph import Graph, Node, Shape
+if TYPE_CHECKING:
+    from onnxviz.model.graph import Graph, Node, Shape
 
 __all__ = ["Field", "Pull", "Span", "Spans", "fields", "padding_begin", "pull", "union", "whole"]
 
@@ -36,7 +38,7 @@ class Span:
         return Span((self.size - 1) * stride + extent, self.b * stride - begin, self.a * stride, self.coord)
 
 
-Spans = tuple[Span, ...]
+Spans: TypeAlias = tuple[Span, ...]
 
 
 def whole(shape: Iterable[int]) -> Spans:
@@ -148,6 +150,10 @@ def _along_axis(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape
 
 def _window(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:
     source = shapes[node.inputs[0]]
+    if "kernel_shape" not in node.attrs:  # the weights are computed: their shape says it
+        kernel, ones = shapes[node.inputs[1]][2:], (1,) * (len(source) - 2)
+        filled = {"strides": ones, "dilations": ones, "pads": (0,) * (2 * len(ones)), **node.attrs}
+        node = replace(node, attrs={**filled, "kernel_shape": kernel})
     moved = tuple(
         span.strided(stride, (kernel - 1) * dilation + 1, begin)
         for span, kernel, stride, dilation, begin in zip(
@@ -271,7 +277,7 @@ def _pad(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> P
     return Pull(spans, (source, *parameters))
 
 
-_PullRule = Callable[[Node, int, Spans, Mapping[str, Shape]], Pull]
+_PullRule: TypeAlias = "Callable[[Node, int, Spans, Mapping[str, Shape]], Pull]"
 
 _PULLS: Mapping[str, _PullRule] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "Mean"), _pointwise),

@@ -41,13 +41,18 @@ Shape: TypeAlias = tuple[int, ...]
 OLDEST_OPSET = 8
 """The first opset whose MaxPool gives its indices; older files are converted up when opened."""
 
+_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
 _SMALL = 1024
 """Constants of at most this many elements can hold shapes, so shape inference gets their values."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operator. ``inputs`` and ``outputs`` are tensor names; "" stands for an optional one left out."""
+    """One operator. ``inputs`` and ``outputs`` are tensor names; "" stands for an optional one left out.
+
+    ``captures`` are outer tensors that subgraphs of If, Loop and Scan read.
+    """
 
     name: str
     op: str
@@ -55,6 +60,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    captures: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
@@ -103,14 +109,14 @@ class Graph:
                 continue
             seen.add(name)
             if node := self.producer.get(name):
-                stack.extend(node.inputs)
+                stack.extend((*node.inputs, *node.captures))
         return seen
 
     def descendants(self, tensor: str) -> set[str]:
         """All tensors that depend on ``tensor``, itself included."""
         seen = {tensor}
         for node in self.nodes:
-            if seen.intersection(node.inputs):
+            if seen.intersection((*node.inputs, *node.captures)):
                 seen.update(name for name in node.outputs if name)
         return seen
 
@@ -140,7 +146,7 @@ class Constants(Mapping[str, np.ndarray]):
         self._cache: dict[str, np.ndarray] = {}
         names = dict.fromkeys(model.initializers)
         for proto in model.proto.graph.node:
-            fed = [name for name in proto.input if name]
+            fed = [name for name in (*proto.input, *_captures(proto)) if name]
             if not proto.op_type.startswith(("Random", "Bernoulli", "Multinomial")) and all(
                 name in names for name in fed
             ):
@@ -282,6 +288,7 @@ class ModelFile:
                     inputs=tuple(proto.input),
                     outputs=tuple(proto.output),
                     attrs=_attributes(proto),
+                    captures=_captures(proto),
                 )
             )
         inputs = tuple(_tensor_info(v) for v in graph.input if v.name not in self.initializers)
@@ -498,6 +505,21 @@ def schema_defaults(op: str, domain: str, opset: int) -> dict[str, Attribute]:
         return {}
     stated = [a.default_value for a in schema.attributes.values() if a.default_value.name]
     return _attributes(onnx.NodeProto(attribute=stated))
+
+
+def _captures(proto: onnx.NodeProto) -> tuple[str, ...]:
+    """Tensors from outside that the subgraphs of a node read."""
+    found: dict[str, None] = {}
+    for attr in proto.attribute:
+        for graph in (attr.g, *attr.graphs) if attr.type in _GRAPHS else ():
+            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
+            for node in graph.node:
+                found.update(
+                    dict.fromkeys(n for n in (*node.input, *_captures(node)) if n and n not in inner)
+                )
+                inner.update(node.output)
+            found.update(dict.fromkeys(v.name for v in graph.output if v.name not in inner))
+    return tuple(found)
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -7,10 +7,13 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from onnxviz.errors import LayerNotFoundError
-from onnxviz.model.geometry import Field
-from onnxviz.model.graph import Constants, Graph, Node, Shape
+
+if TYPE_CHECKING:
+    from onnxviz.model.geometry import Field
+    from onnxviz.model.graph import Constants, Graph, Node, Shape
 
 __all__ = ["PLUMBING", "Layer", "find_layer", "find_layers", "list_layers"]
 
@@ -93,7 +96,7 @@ def list_layers(
         orders[node.output] = order
         for extra in node.outputs[1:]:
             orders[extra] = order
-        if node.op in PLUMBING or len(shape) < 2:
+        if node.op in PLUMBING or not 2 <= len(shape) <= 4:
             continue
         kind = _KINDS.get(node.op, node.op.lower())
         if node.op == "MatMul" and any(name in constants for name in node.inputs):
@@ -212,6 +215,12 @@ def _ends_with(layer: Layer, query: str) -> bool:
     return False
 
 
+def _is_whole_path(layer: Layer, query: str) -> bool:
+    """Whether nothing stands before ``query`` in a path-like name: ``conv1`` is ``/conv1/Conv`` first of all."""
+    parts = _components(layer.name)
+    return _components(query) in (parts, parts[:-1] if parts[-1:] == [layer.op.casefold()] else parts)
+
+
 def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, str] | None = None) -> Layer:
     """The one layer that ``query`` names.
 
@@ -237,6 +246,8 @@ def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, st
         matches = [layer for layer in layers if test(layer)]
         if number == 0 and not matches and query in aside:
             matches = [aside[query]]
+        if len(matches) > 1:
+            matches = [m for m in matches if _is_whole_path(m, query)] or matches
         if len(matches) == 1:
             return matches[0]
         if matches:
@@ -274,6 +285,12 @@ def find_layers(
     return tuple(layer for layer in layers if layer.tensor in chosen)
 
 
+def _range_end(layers: Sequence[Layer], name: str, plumbing: Mapping[str, str] | None) -> Layer:
+    """The end of a range: an alias before all else, since ranges count."""
+    aliased = [layer for layer in layers if name.casefold() in layer.aliases]
+    return aliased[0] if aliased else find_layer(layers, name, plumbing=plumbing)
+
+
 def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | None) -> list[Layer]:
     names = {name for layer in layers for name in (layer.name, layer.tensor)}
     if query in names:
@@ -281,7 +298,7 @@ def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | N
     if query.casefold() == "all":
         return [layer for layer in layers if re.match(r"(conv|deconv|fc)\d", layer.alias)]
     if ".." in query:
-        first, last = (find_layer(layers, end, plumbing=plumbing) for end in query.split("..", 1))
+        first, last = (_range_end(layers, end.strip(), plumbing) for end in query.split("..", 1))
         low, high = layers.index(first), layers.index(last)
         if low > high:
             raise LayerNotFoundError(f"{query!r}: {last} comes before {first}. Turn the range round.")

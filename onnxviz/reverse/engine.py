@@ -195,7 +195,7 @@ def _keeps_batch(path: Sequence[Node], carried: set[str], shapes: Mapping[str, S
     if any(not shapes[name] or shapes[name][0] != batch for name in carried):
         return False
     for node in path:
-        rank = len(shapes[node.inputs[0]])
+        rank = len(shapes[node.output if node.op == "Unsqueeze" else node.inputs[0]])
         axes = node.attrs.get("axes", ())
         touched = {a % rank for a in axes if isinstance(a, int)} if isinstance(axes, tuple) else set()
         axis = node.attrs.get("axis")
@@ -242,7 +242,8 @@ def run(
         for i in sorted(move.wanted):
             answer, name = answers[i], move.node.inputs[i]
             assert answer is not None, (move.node.name, i)
-            piece = walk.masked(answer, move, i, owned=not np.may_share_memory(answer, g))
+            owned = len(move.wanted) == 1 and answer.flags.writeable and not np.may_share_memory(answer, g)
+            piece = walk.masked(answer, move, i, owned=owned)
             piece = walk.moved(piece, move.pull.inputs[i], plan.frames[name])
             cotangents[name] = cotangents[name] + piece if name in cotangents else piece
     return {name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources}
@@ -311,8 +312,15 @@ class _Walk:
 
     def over(self, values: Array, spans: Spans, *, constant: bool = False) -> Array:
         """Windows of a forward value. A constant has one row, which serves every unit."""
-        axes = [axis for axis, span in enumerate(spans) if span.coord is not None]
-        if not axes and (constant or not self.plan.batched):
+        if not self.plan.batched:
+            return values if constant else place(values, [-s.b for s in spans], [s.size for s in spans])
+        axes = [
+            axis
+            for axis, span in enumerate(spans)
+            if span.coord is not None
+            or (not constant and axis > 0 and (span.b, span.size) != (0, values.shape[axis]))
+        ]
+        if constant and not axes:
             return values
         rows = np.zeros_like(self.units.rows) if constant else self.units.rows
         starts = [self.units.origins(spans[axis]) for axis in axes]
@@ -325,7 +333,7 @@ class _Walk:
             name = node.inputs[index]
             if name not in plan.constants:
                 return self.over(self.recording.values[name], move.pull.inputs[index])
-            value, spans = plan.constants[name], move.pull.inputs[index]
+            value, spans = _single(plan.constants[name]), move.pull.inputs[index]
             if any(span.coord is not None for span in spans):
                 # Lined up with the output's axes, so that its windows keep to theirs.
                 lead = (1,) * (len(move.pull.output) - len(spans))
@@ -351,6 +359,11 @@ class _Walk:
             over_output=lambda values: self.over(values, move.pull.output, constant=True),
             over_input=lambda values: self.over(values, move.pull.inputs[0]),
         )
+
+
+def _single(value: Array) -> Array:
+    """Half precision as float32: squares and products of it overflow."""
+    return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
 def decode_switches(node: Node, indices: Array, source: Shape) -> Array:

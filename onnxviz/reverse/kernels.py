@@ -152,7 +152,7 @@ def unpool(
     # Every value has one destination, the start of its window plus its cell's offset: cheaper to add there than
     # to go over all cells.
     start, offset = np.arange(c, dtype=np.intp).reshape(-1, *(1 for _ in sizes)), np.zeros(1, np.intp)
-    for size, cells, stride, dilation, length in zip(sizes, kernel, strides, dilations, extent, strict=True):
+    for cells, dilation, length in zip(kernel, dilations, extent, strict=True):
         start, offset = start * length, offset * length
         offset = (offset[:, None] + np.arange(cells) * dilation).ravel()
     pitch = 1

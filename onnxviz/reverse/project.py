@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, TypeGuard
+from typing import TypeAlias
 
 import numpy as np
 
@@ -82,6 +82,7 @@ def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position
         seed[:, channels] = source[:, channels]
         return seed
     spatial = maps.shape[2:]
+    places = [] if isinstance(position, str) else _places(position, len(maps))
     for n in range(len(maps)):
         for c in channels:
             at: tuple[int, ...]
@@ -94,43 +95,39 @@ def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position
                     else ()
                 )
             else:
-                at = _inside(layer, _position_of(position, n, len(maps)), spatial)
+                at = _inside(layer, places[n], spatial)
             seed[(n, c, *at)] = source[(n, c, *at)]
     return seed
 
 
-def _is_pair(position: object) -> TypeGuard[tuple[int, int]]:
-    return (
-        isinstance(position, Sequence)
-        and len(position) == 2
-        and all(isinstance(v, int | np.integer) for v in position)
-    )
-
-
-def _position_of(
-    position: tuple[int, int] | Sequence[tuple[int, int]], n: int, count: int
-) -> tuple[int, ...]:
-    if _is_pair(position):
-        return int(position[0]), int(position[1])
-    places = [place for place in position if not isinstance(place, int)]
-    if len(places) != count or not all(_is_pair(place) for place in places):
+def _places(position: tuple[int, int] | Sequence[tuple[int, int]], count: int) -> list[tuple[int, ...]]:
+    """One (y, x) for each of ``count`` images."""
+    table = np.asarray(position)
+    if table.shape == (2,):
+        table = np.broadcast_to(table, (count, 2))
+    if table.shape != (count, 2) or table.dtype.kind not in "iu":
         raise UnitError(f"Give one position (y, x), or one for each of the {count} images, not {position}.")
-    y, x = places[n]
-    return int(y), int(x)
+    return [(int(y), int(x)) for y, x in table]
 
 
 def position_part(position: Position, count: int, start: int, step: int) -> Position:
     """Of positions for ``count`` images, those of the images from ``start`` on, ``step`` of them."""
-    if position is None or isinstance(position, str) or _is_pair(position) or len(position) != count:
+    if position is None or isinstance(position, str):
         return position
-    return [place for place in position[start : start + step] if not isinstance(place, int)]
+    return _places(position, count)[start : start + step]  # type: ignore[return-value]
 
 
 def _inside(layer: Layer, at: tuple[int, ...], spatial: Shape) -> tuple[int, ...]:
-    at = at[: len(spatial)]
-    if len(at) != len(spatial) or any(not 0 <= v < n for v, n in zip(at, spatial, strict=True)):
-        raise UnitError(f"Layer {layer} is {'×'.join(map(str, spatial))} units; there is no unit {at}.")
-    return at
+    """``at`` as an index into the layer's map; a vector has the one place (0, 0)."""
+    size = (*spatial, 1, 1)[:2]
+    if any(not 0 <= v < n for v, n in zip(at, size, strict=True)):
+        what = (
+            f"is {'×'.join(map(str, spatial))} units"
+            if spatial
+            else "is a vector, with the one position (0, 0)"
+        )
+        raise UnitError(f"Layer {layer} {what}; there is no unit {at}.")
+    return at[: len(spatial)]
 
 
 def project_maps(

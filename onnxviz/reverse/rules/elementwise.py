@@ -38,7 +38,9 @@ def _div_needs(node: object, wanted: frozenset[int]) -> tuple[str, ...]:
 @register("Div", slots=None, record=_div_needs)
 def div(step: Step, g: Array) -> Cotangents:
     """g/b and −g·a/b². ONNX Div-14."""
-    b = step.value(1)
+    xp = g.__array_namespace__()
+    # Nothing comes of nothing, also where a window leaves the tensor and the divisor reads as 0.
+    b = xp.where(g == 0, 1, step.value(1))
     return (
         sum_to(g / b, step.shape(0)) if 0 in step.wanted else None,
         sum_to(-g * step.value(0) / (b * b), step.shape(1)) if 1 in step.wanted else None,
