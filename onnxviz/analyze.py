@@ -258,7 +258,7 @@ def _source(
 
 def _images(gallery: Gallery, layers: Sequence[LayerAtlas]) -> dict[int, tuple[str, str | None, str]]:
     """Name, class and thumbnail of every image that the report shows."""
-    shown = {hit.image for one in layers for hit in one.overall.hits(0)}
+    shown = {hit.image for one in layers for hit in one.overall_hits}
     for one in layers:
         for channel in one.alive:
             shown.update(hit.image for hit in one.topk.hits(channel))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError
-from onnxviz.forward.topk import ChannelStats, TopK
+from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.plates import PlateStyle
 from onnxviz.model.layers import Layer, find_layer
 from onnxviz.report.data import (
@@ -67,6 +67,11 @@ class LayerAtlas:
         return not self.stats.largest[channel] > 0
 
     @property
+    def overall_hits(self) -> tuple[Hit, ...]:
+        """The images that excite the layer as a whole; none if all its channels are dead."""
+        return self.overall.hits(0) if (self.stats.largest > 0).any() else ()
+
+    @property
     def alive(self) -> tuple[int, ...]:
         """The pictured channels that are not dead."""
         return tuple(channel for channel in self.pictured if not self.dead(channel))
@@ -74,7 +79,7 @@ class LayerAtlas:
     @property
     def hits_shown(self) -> int:
         """How many hits have pictures, those of all channels together included."""
-        return sum(len(self.topk.hits(channel)) for channel in self.alive) + len(self.overall.hits(0))
+        return sum(len(self.topk.hits(channel)) for channel in self.alive) + len(self.overall_hits)
 
 
 @dataclass
@@ -115,7 +120,7 @@ class Atlas:
         """Every picture file of the report, relative to its folder."""
         paths = [thumbnail for _, _, thumbnail in self.images.values()]
         for one in self.layers:
-            if one.overall.hits(0):
+            if one.overall_hits:
                 paths += picture_paths(one.slug, None)
             for channel in one.alive:
                 paths += picture_paths(one.slug, channel)
@@ -215,13 +220,13 @@ class Atlas:
         overall = ChannelData(
             index=None,
             name=None,
-            dead=not bool((one.stats.largest > 0).any()),
+            dead=not one.overall_hits,
             largest=_finite(one.stats.largest.max(initial=-math.inf)),
             smallest=_finite(one.stats.smallest.min(initial=math.inf)),
             mean=_share(one.stats.total.sum(), one.stats.images.sum() * one.stats.positions),
             activity=_share(one.stats.active_images.sum(), one.stats.images.sum()),
-            hits=self._hits(one, one.overall, 0),
-            **self._sprites(one, None, len(one.overall.hits(0))),
+            hits=self._hits(one, one.overall_hits),
+            **self._sprites(one, None, len(one.overall_hits)),
         )
         rows = []
         for channel in one.pictured:
@@ -236,7 +241,7 @@ class Atlas:
                     smallest=_finite(stats.smallest[channel]),
                     mean=_share(stats.total[channel], count * stats.positions),
                     activity=_share(stats.active_images[channel], count),
-                    hits=() if dead else self._hits(one, one.topk, channel),
+                    hits=() if dead else self._hits(one, one.topk.hits(channel)),
                     **self._sprites(one, channel, 0 if dead else len(one.topk.hits(channel))),
                 )
             )
@@ -254,9 +259,9 @@ class Atlas:
             montage=one.montage,
         )
 
-    def _hits(self, one: LayerAtlas, topk: TopK, channel: int) -> tuple[HitData, ...]:
+    def _hits(self, one: LayerAtlas, found: Sequence[Hit]) -> tuple[HitData, ...]:
         hits = []
-        for rank, hit in enumerate(topk.hits(channel), start=1):
+        for rank, hit in enumerate(found, start=1):
             name, label, thumbnail = self.images[hit.image]
             hits.append(
                 HitData(

@@ -75,7 +75,7 @@ def draw_layer(
     alive = one.alive
     with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
         written = []
-        if one.overall.hits(0):
+        if one.overall_hits:
             overall, tiles = artist.overall()
             written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.lossless))
         step = max(1, _HITS_IN_MEMORY // one.topk.score.shape[1])
@@ -153,7 +153,7 @@ class _Artist:
 
     def overall(self) -> tuple[TopK, list[HitTiles]]:
         """Tiles of the images that excite the layer as a whole, and where each is strongest."""
-        hits = self.one.overall.hits(0)
+        hits = self.one.overall_hits
         tiles: dict[int, HitTiles] = {}
         y, x = self.one.overall.y.copy(), self.one.overall.x.copy()
         for item, made, at in self._draw_overall(

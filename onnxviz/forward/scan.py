@@ -191,7 +191,8 @@ def _updated(one: LayerScan, outputs: dict[str, Array], images: Array, rank: str
     score = np.where(finite, np.zeros_like(score) if rank == "first" else score, np.nan)
     k = one.topk.score.shape[1]
     batch = TopK.of_batch(score, values["max"], images, y, x, k)
-    together = np.where(np.isfinite(score), np.maximum(score, 0), 0).sum(1, dtype=np.float64)[:, None]
+    together = np.where(finite, np.maximum(score, 0), 0).sum(1, dtype=np.float64)[:, None]
+    together = np.where(finite.any(1, keepdims=True), together, np.nan)
     zeros = np.zeros(together.shape, np.int32)
     overall = TopK.of_batch(together, together, images, zeros, zeros, k)
     return LayerScan(

@@ -189,17 +189,29 @@ class Runner:
             piece = x[start : start + size]
             if short := size - len(piece):
                 piece = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)])
-            parts.append(self._once(self._session, piece))
+            found = self._once(self._session, piece)
+            if wrong := next((name for name, value in found.items() if len(value) != size), None):
+                raise ModelError(
+                    f"{self._model.path}: {wrong!r} has {len(found[wrong])} rows for {size} image(s); "
+                    "it does not keep the batch, and cannot be looked at."
+                )
+            parts.append(found)
         return {name: np.concatenate([p[name] for p in parts])[: len(x)] for name in parts[0]}
 
     def _once(self, session: Session, x: Array) -> dict[str, Array]:
         return self._decode(session.run({self._image: x}))
 
     def _try_free(self, x: Array, fixed: int) -> None:
-        """Open the batch if two of the file's own batches, of real images, give the same in one run."""
+        """Open the batch if two of the file's own batches, one of images and one of noise, go together.
+
+        Noise is sure to differ from the images: of two alike a graph that mixes its batch shows nothing.
+        """
         self._tried = True
         self.note = f"The model fixes its batch at {fixed}, and larger ones change its outputs: it was kept."
-        sample = np.resize(x, (2 * fixed, *x.shape[1:]))
+        images = x[:fixed]
+        low, high = float(images.min()), max(float(images.max()), float(images.min()) + 1)
+        noise = np.random.default_rng(0).uniform(low, high, images.shape).astype(x.dtype)
+        sample = np.concatenate([images, noise])
         want = self._in_batches(sample, fixed)
         try:
             free = Session(self._model, self._cut("N"), provider=self._provider)

@@ -43,10 +43,11 @@ UPRIGHT = {
 
 
 def decode(data: bytes, name: str) -> Picture:
-    """Decode an image's bytes to ``(H, W, 1)`` grey or ``(H, W, 3)`` RGB uint8.
+    """Decode an image's bytes to ``(H, W, 1)`` grey, ``(H, W, 3)`` RGB or ``(H, W, 4)`` RGBA uint8.
 
-    The EXIF orientation is applied, transparency is composited on white, palettes, CMYK and the like become
-    RGB, 16 bits become 8, and of an animation the first frame is taken.
+    The EXIF orientation is applied, palettes, CMYK and the like become RGB, 16 bits become 8, and of an
+    animation the first frame is taken. Transparent grey is composited on white; transparent colour keeps its
+    alpha, for networks that take it (`Preprocess` composites it for all others).
 
     Raises:
         ImageError: the bytes are no image that can be read, or one of more pixels than Pillow's
@@ -85,11 +86,13 @@ def _pixels(image: Image.Image, name: str) -> Picture:
             raise ImageError(f"{name}: grey values {values.min()} to {values.max()} do not fit into 16 bits")
         return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
     if image.has_transparency_data:
-        grey = image.mode in ("L", "LA", "La")
-        image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(image, mask=image.getchannel("A"))
-        image = canvas.convert("L") if grey else canvas
+        if image.mode in ("L", "LA", "La"):
+            image = image.convert("LA")
+            canvas = Image.new("L", image.size, "white")
+            canvas.paste(image.getchannel("L"), mask=image.getchannel("A"))
+            image = canvas
+        else:
+            image = image.convert("RGBA")
     elif image.mode in ("1", "L", "LA", "La"):
         image = image.convert("L")
     elif image.mode != "RGB":

@@ -54,11 +54,10 @@ def test_cmyk_becomes_rgb() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0, 100, 255])
-def test_transparency_is_composited_on_white(alpha: int) -> None:
-    expected = [round((value * alpha + 255 * (255 - alpha)) / 255) for value in RED]
+def test_transparent_colour_keeps_its_alpha(alpha: int) -> None:
     pixels = decode(encoded(Image.new("RGBA", (2, 3), (*RED, alpha))), "a")
-    assert pixels.shape == (3, 2, 3)
-    assert np.abs(pixels.astype(int) - expected).max() <= 1
+    assert pixels.shape == (3, 2, 4)
+    assert (pixels == (*RED, alpha)).all()
 
 
 def test_grey_with_alpha_stays_grey() -> None:
@@ -67,13 +66,13 @@ def test_grey_with_alpha_stays_grey() -> None:
     assert np.abs(pixels.astype(float) - (40 * 100 + 255 * 155) / 255).max() <= 1
 
 
-def test_transparent_palette_entry_is_white() -> None:
+def test_transparent_palette_entry_has_no_alpha() -> None:
     image = Image.new("P", (2, 2), 1)
     image.putpalette([0, 0, 0, *RED])
     image.putpixel((0, 0), 0)
     pixels = decode(encoded(image, transparency=0), "a")
-    assert pixels[0, 0].tolist() == [255, 255, 255]
-    assert pixels[1, 1].tolist() == list(RED)
+    assert pixels[0, 0, 3] == 0
+    assert pixels[1, 1].tolist() == [*RED, 255]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -1,0 +1,173 @@
+"""Plates: sizes of tiles, and that what is drawn lies where it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxviz.images.plates import HitTiles, Plate, PlateStyle
+from onnxviz.images.render import GREY
+
+
+def _style(field=(11, 11), frame=(64, 64), stride=(4, 4), offset=(0, 0)) -> PlateStyle:
+    return PlateStyle(field, frame, stride, offset)
+
+
+def _tile(size: tuple[int, int], value: int) -> np.ndarray:
+    return np.full((*size, 3), value, np.uint8)
+
+
+def _hit(value: int, card=(5, 7), strip=(8, 8)) -> HitTiles:
+    strips = tuple(_tile(strip, 10 * row + value) for row in range(5))
+    return HitTiles(_tile(card, value), _tile(card, 100 + value), strips)
+
+
+# Laying out
+
+
+@pytest.mark.parametrize(
+    ("hits", "grid"),
+    [(1, (1, 2)), (2, (1, 4)), (3, (2, 4)), (4, (2, 4)), (5, (2, 6)), (9, (3, 6)), (10, (3, 8))],
+)
+def test_a_card_is_two_grids_side_by_side(hits, grid):
+    plate = Plate.of([_hit(value) for value in range(hits)])
+    rows, columns = grid
+    assert plate.card_grid == grid
+    assert plate.card.shape == (5 * rows, 7 * columns, 3)
+    assert plate.strip_grid == (5, hits)
+    assert plate.strips.shape == (8 * 5, 8 * hits, 3)
+    half = columns // 2
+    for rank in range(rows * half):
+        y, x = rank // half * 5, rank % half * 7
+        projection, patch = (plate.card[y : y + 5, x + d : x + d + 7] for d in (0, 7 * half))
+        assert (projection == (rank if rank < hits else GREY)).all()
+        assert (patch == (100 + rank if rank < hits else GREY)).all()
+    for row in range(5):
+        for rank in range(hits):
+            assert (plate.strips[8 * row : 8 * row + 8, 8 * rank : 8 * rank + 8] == 10 * row + rank).all()
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("field", "tile", "pixelated"),
+    [
+        ((7, 7), (7, 7), True),
+        ((36, 36), (36, 36), True),
+        ((37, 20), (37, 20), False),
+        ((72, 72), (72, 72), False),
+        ((163, 163), (72, 72), False),
+        ((100, 50), (72, 36), False),
+        ((1, 400), (1, 72), False),
+    ],
+)
+def test_a_cards_tile_is_the_field_or_less(field, tile, pixelated):
+    style = _style(field=field)
+    assert style.card_tile == tile
+    assert style.pixelated == pixelated
+
+
+@pytest.mark.parametrize("frame", [(1, 1), (12, 12), (28, 28), (64, 48), (79, 80), (224, 224), (300, 100)])
+def test_a_strips_tile_is_square(frame):
+    height, width = _style(frame=frame).strip_tile
+    assert height == width
+    assert 1 <= height <= 80
+
+
+CASES = {
+    "inside": ((11, 11), (64, 64), (4, 4), (0, 0), (5, 5)),
+    "border": ((11, 11), (64, 64), (4, 4), (-5, -5), (0, 0)),
+    "far-corner": ((11, 11), (64, 64), (4, 4), (-5, -5), (15, 15)),
+    "larger-than-the-frame": ((90, 90), (64, 64), (8, 8), (-40, -40), (3, 3)),
+    "whole": ((64, 48), (64, 48), None, (0, 0), (0, 0)),
+    "not-square": ((5, 11), (40, 90), (2, 4), (-2, -5), (7, 20)),
+    "one-pixel": ((1, 1), (28, 28), (1, 1), (0, 0), (27, 27)),
+    "long": ((3, 60), (64, 64), (1, 1), (0, 0), (1, 1)),
+    "tiny-frame": ((2, 2), (4, 6), (1, 1), (0, 0), (2, 4)),
+    "huge-frame": ((31, 31), (1000, 700), (8, 8), (-11, -11), (100, 50)),
+    "outside": ((3, 3), (20, 20), (8, 8), (4, 4), (2, 2)),
+}
+
+
+def _drawn(case):
+    field, frame, stride, offset, unit = CASES[case]
+    style = PlateStyle(field, frame, stride, offset)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (*frame, 3), np.uint8)
+    size = tuple(max(1, (f - k) // s + 1) for f, k, s in zip(frame, field, stride or (1, 1), strict=True))
+    maps = rng.normal(size=size if stride else (1, 1)).astype(np.float32)
+    top = (stride or (0, 0))[0] * unit[0] + offset[0]
+    left = (stride or (0, 0))[1] * unit[1] + offset[1]
+    box = (top, left, top + field[0], left + field[1])
+    projection = rng.normal(size=(*field, 3)).astype(np.float32)
+    return style, style.tiles(image, projection, maps, box), image, projection, box
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_tile_has_its_size(case):
+    style, tiles, *_ = _drawn(case)
+    assert tiles.projection.shape == tiles.patch.shape == (*style.card_tile, 3)
+    assert len(tiles.strips) == 5
+    assert {strip.shape for strip in tiles.strips} == {(*style.strip_tile, 3)}
+    assert all(tile.dtype == np.uint8 for tile in (tiles.projection, tiles.patch, *tiles.strips))
+    plate = Plate.of([tiles] * 3)
+    assert plate.card.shape[0] == plate.card_grid[0] * style.card_tile[0]
+
+
+@pytest.mark.parametrize("case", ["border", "far-corner", "larger-than-the-frame"])
+def test_patches_at_the_border_are_padded_not_shifted(case):
+    style, tiles, image, _, box = _drawn(case)
+    if style.card_tile != style.field:
+        assert (tiles.patch == GREY).all(axis=2).any()
+        return
+    top, left, _, _ = box
+    for (y, x), pixel in zip(np.ndindex(style.field), tiles.patch.reshape(-1, 3), strict=True):
+        inside = 0 <= top + y < image.shape[0] and 0 <= left + x < image.shape[1]
+        assert (pixel == (image[top + y, left + x] if inside else GREY)).all()
+
+
+def test_a_projection_is_grey_at_zero_and_keeps_its_signs():
+    style = _style(field=(9, 9))
+    projection = np.zeros((9, 9, 3), np.float32)
+    projection[2, 3], projection[6, 5] = 1, -1
+    image = np.zeros((64, 64, 3), np.uint8)
+    tile = style.tiles(image, projection, np.ones((14, 14), np.float32), (8, 8, 17, 17)).projection
+    assert (tile[2, 3] == 255).all()
+    assert (tile[6, 5] == 1).all()
+    tile = tile.copy()
+    tile[2, 3] = tile[6, 5] = GREY
+    assert (tile == GREY).all()
+
+
+def test_the_projection_lies_on_the_frame_where_its_unit_looks():
+    style = _style(field=(16, 16), frame=(80, 80), stride=(8, 8))
+    projection = np.ones((16, 16, 1), np.float32)
+    image = np.zeros((80, 80, 3), np.uint8)
+    whole = style.tiles(image, projection, np.ones((9, 9), np.float32), (24, 48, 40, 64)).strips[4]
+    expected = np.full((80, 80), GREY)
+    expected[24:40, 48:64] = 255
+    assert (whole[..., 0] == expected).all()
+
+
+def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_its_field():
+    style = _style(field=(16, 16), frame=(80, 80), stride=(16, 16))
+    maps = np.zeros((5, 5), np.float32)
+    maps[1, 3] = 2
+    image = np.zeros((80, 80, 3), np.uint8)
+    tiles = style.tiles(image, np.ones((16, 16, 1), np.float32), maps, (16, 48, 32, 64))
+    bright = tiles.strips[3].sum(axis=2) > 600
+    expected = np.zeros((80, 80), bool)
+    expected[16:32, 48:64] = True
+    assert (bright == expected).all()
+    assert (tiles.strips[0].sum(axis=2) > 600).all()
+
+
+def test_a_map_without_activation_is_dark():
+    style = _style()
+    image = np.zeros((64, 64, 3), np.uint8)
+    tiles = style.tiles(
+        image, np.zeros((11, 11, 3), np.float32), -np.ones((14, 14), np.float32), (0, 0, 11, 11)
+    )
+    assert tiles.strips[3].max() < 80
+    assert (tiles.projection == GREY).all()
