@@ -81,7 +81,7 @@ def pull(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> P
     inputs. An input without a shape (left out) gets empty spans.
     """
     rule = None if node.domain else _PULLS.get(node.op)
-    if rule is not None:
+    if rule is not None and all(name in node.attrs for name in _NEEDED.get(node.op, ())):
         return rule(node, index, spans, shapes)
     return Pull(
         whole(shapes[node.outputs[index]]), tuple(whole(shapes.get(name, ())) for name in node.inputs)
@@ -296,6 +296,9 @@ _PULLS: Mapping[str, _PullRule] = {
     "Slice": _slice,
     "Pad": _pad,
 }
+
+_NEEDED: Mapping[str, tuple[str, ...]] = {"Slice": ("starts",), "Pad": ("pads",), "Unsqueeze": ("axes",)}
+"""Attributes that a node lacks if they are computed at run time: then its geometry is not known."""
 
 
 @dataclass(frozen=True)

@@ -146,17 +146,9 @@ def project_maps(
         if plan.batched:
             units, values = Units(piece, np.zeros((len(piece), 0), np.int64)), recording
         else:
-            units, values = Units.all_of(1), _only(recording, int(piece[0]))
+            units, values = Units.all_of(1), recording
         parts.append(run(plan, {layer.tensor: g[start : start + step]}, values, units, [source])[source])
     return np.concatenate(parts)
-
-
-def _only(recording: Recording, row: int) -> Recording:
-    """One recorded image, for a graph that takes one at a time."""
-    return Recording(
-        {name: value[row : row + 1] for name, value in recording.values.items()},
-        {name: value[row : row + 1] for name, value in recording.switches.items()},
-    )
 
 
 def pull_units(
@@ -198,7 +190,7 @@ def pull_units(
         else:
             g = np.zeros((1, *maps.shape[1:]), np.float32)
             g[(0, *part[0, 1 : 2 + depth])] = seeds[start]
-            at, values = Units.all_of(1), _only(recording, int(part[0, 0]))
+            at, values = Units.all_of(1), recording
         answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [source])[source]
         answer = np.transpose(answer, source_order)
         origin = np.stack([at.origins(span) for span in spans], axis=1)

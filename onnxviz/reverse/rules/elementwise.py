@@ -47,7 +47,18 @@ def div(step: Step, g: Array) -> Cotangents:
     )
 
 
-@register("Identity", "Dropout", "Cast")
+@register("Identity", "Dropout")
 def identity(step: Step, g: Array) -> Cotangents:
-    """g itself: copies, and Dropout in inference. ONNX Identity-1, Dropout-13, Cast-13."""
+    """g itself: copies, and Dropout in inference. ONNX Identity-1, Dropout-13."""
     return (g,)
+
+
+_REAL_TYPES = (1, 10, 11, 16)
+"""FLOAT, FLOAT16, DOUBLE and BFLOAT16 of TensorProto.DataType."""
+
+
+@register("Cast")
+def cast(step: Step, g: Array) -> Cotangents:
+    """g itself; 0 through whole numbers and truth values, which are steps. ONNX Cast-13."""
+    xp = g.__array_namespace__()
+    return (g if step.attr("to") in _REAL_TYPES else xp.zeros_like(g),)

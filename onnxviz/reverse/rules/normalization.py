@@ -17,11 +17,13 @@ def batch_normalization(step: Step, g: Array) -> Cotangents:
 @register("LRN", record=first_input)
 def lrn(step: Step, g: Array) -> Cotangents:
     """The exact derivative of y = x·s^−β, s = bias + α/size·Σx² over neighbouring channels. ONNX LRN-13."""
+    xp = g.__array_namespace__()
     x = step.value(0)
     size = int(step.number("size"))
     alpha, beta = step.number("alpha") / size, step.number("beta")
     below, above = (size - 1) // 2, size // 2
     s = step.number("bias") + alpha * _neighbours(x * x, below, above)
+    s = xp.where(s > 0, s, 1)  # with bias 0, where a window leaves the tensor
     inner = _neighbours(g * x * s ** (-beta - 1), above, below)
     answer: Array = g * s**-beta - 2 * alpha * beta * x * inner
     return (answer,)

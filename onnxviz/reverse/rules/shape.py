@@ -7,7 +7,7 @@ import numpy as np
 from onnxviz.model.geometry import pad_begins, permutation, slices
 from onnxviz.model.graph import Constants, Node
 from onnxviz.reverse.kernels import Array, dilate
-from onnxviz.reverse.rules.registry import Cotangents, Step, known_attributes, register
+from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, register
 
 
 @register("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -37,7 +37,7 @@ def split(step: Step, g: Array) -> Cotangents:
     return (g,)
 
 
-@register("Slice", restriction=known_attributes("starts", "ends"))
+@register("Slice", restriction=constant_inputs(1, 2, 3, 4))
 def slice_(step: Step, g: Array) -> Cotangents:
     """Back to where it was cut out, zeros between steps. ONNX Slice-13."""
     return (dilate(g, [n for _, n in slices(step.node, step.full_shape(0))]),)
