@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxviz.analyze import analyze
+    from onnxviz.analysis import analyze
     from onnxviz.atlas import Atlas
     from onnxviz.errors import OnnxvizError
     from onnxviz.network import Network, load
@@ -19,7 +19,7 @@ _HOMES = {
     "Network": "onnxviz.network",
     "OnnxvizError": "onnxviz.errors",
     "Projections": "onnxviz.reverse.project",
-    "analyze": "onnxviz.analyze",
+    "analyze": "onnxviz.analysis",
     "load": "onnxviz.network",
 }
 
@@ -29,7 +29,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxviz' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
-    # Over the submodule of the same name, which importing it has put here.
     globals()[name] = value
     return value
 

@@ -174,7 +174,8 @@ class Atlas:
                 raise AtlasError(
                     f"{folder}: the atlas has format {facts['format']}; this version reads format {FORMAT}."
                 )
-            with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+            # Opened here: np.load leaves the file open when it is no archive.
+            with (folder / "arrays.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             layers = tuple(_read_layer(n, entry, arrays) for n, entry in enumerate(facts["layers"]))
             atlas = cls(

@@ -65,16 +65,15 @@ Overlap = Annotated[
 Lrn = Annotated[
     str | None,
     typer.Option(
-        help="How LRN is reversed: identity or gradient.  [default: gradient with --method gradient, else identity]",
-        show_default=False,
+        help="How LRN is reversed: identity or gradient.",
+        show_default="identity; gradient with --method gradient",
     ),
 ]
 Activation = Annotated[
     str | None,
     typer.Option(
-        help="Activations other than ReLU that rectify (LeakyRelu …): rectify or gradient.  [default: gradient with "
-        "--method gradient, else rectify]",
-        show_default=False,
+        help="Activations other than ReLU that rectify (LeakyRelu …): rectify or gradient.",
+        show_default="rectify; gradient with --method gradient",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -148,7 +147,7 @@ def analyze(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")] = 9,
     channels: Annotated[
-        str | None, typer.Option(help="Channels to show, as 0-15,40.  [default: all]", show_default=False)
+        str | None, typer.Option(help="Channels to show, as 0-15,40.", show_default="all")
     ] = None,
     method: MethodOption = "deconvnet",
     rank: Annotated[
@@ -168,9 +167,7 @@ def analyze(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Images a run.  [default: what memory allows, up to 32]", show_default=False
-        ),
+        typer.Option(min=1, help="Images a run.", show_default="what memory allows, up to 32"),
     ] = None,
     provider: Provider = "auto",
     preprocess: Preset = None,
@@ -189,14 +186,14 @@ def analyze(
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the report.  [default: reports/MODEL]", show_default=False)
+        Path | None, typer.Option(help="Folder of the report.", show_default="reports/MODEL")
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
     with _errors(debug):
-        from onnxviz.analyze import analyze as run
+        from onnxviz.analysis import analyze as run
         from onnxviz.report.folder import check_folder
 
         target = out or Path("reports") / model.stem
@@ -253,7 +250,7 @@ def layers(
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
     with _errors(debug):
-        from onnxviz.analyze import open_network
+        from onnxviz.analysis import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size))
         if as_json:
@@ -302,7 +299,7 @@ def project(
     channel: Annotated[int, typer.Option("--channel", "-c", min=0, help="The channel.", show_default=False)],
     position: Annotated[
         str | None,
-        typer.Option(help="The unit, as Y,X.  [default: where the channel is strongest]", show_default=False),
+        typer.Option(help="The unit, as Y,X.", show_default="where the channel is strongest"),
     ] = None,
     method: MethodOption = "deconvnet",
     overlap: Overlap = "sum",
@@ -316,15 +313,13 @@ def project(
     size: Size = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The PNG to write.  [default: IMAGE-LAYER-CHANNEL.png beside the image]", show_default=False
-        ),
+        typer.Option(help="The PNG to write.", show_default="IMAGE-LAYER-CHANNEL.png beside the image"),
     ] = None,
     debug: Debug = False,
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
     with _errors(debug):
-        from onnxviz.analyze import open_network
+        from onnxviz.analysis import open_network
         from onnxviz.atlas import slugs
         from onnxviz.pictures import project_image
         from onnxviz.reverse.methods import make_method
@@ -345,6 +340,8 @@ def project(
         if image.is_dir():
             raise UsageError(f"{image} is a folder. Give one image.")
         target = out or image.with_name(f"{image.stem}-{slugs([found])[0]}-{channel}.png")
+        if not target.parent.is_dir():
+            raise UsageError(f"--out {target}: there is no folder {target.parent}. Make it first.")
         unit, activation_, box = project_image(network, recipe, image, found, channel, at, chosen, target)
         where = f"unit ({unit[0]}, {unit[1]})" if found.size else "unit"
         typer.echo(f"{found}, channel {channel}, {where}: activation {activation_:.4g}, sees {box}")
@@ -366,8 +363,8 @@ def convert(
     conv1_padding: Annotated[
         str | None,
         typer.Option(
-            help="alexnet only: valid (as in Caffe) or same (as in a TensorFlow port).  [default: valid]",
-            show_default=False,
+            help="alexnet only: valid (as in Caffe) or same (as in a TensorFlow port).",
+            show_default="valid",
         ),
     ] = None,
     debug: Debug = False,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.atlas import LayerAtlas, picture_paths, plate_style
-from onnxviz.errors import UnitError, UsageError
+from onnxviz.errors import ImageError, UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
@@ -217,6 +217,9 @@ class _Artist:
                 self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
             )
             maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+            # A channel that is not finite in an image did not count in the ranking, nor does it here.
+            finite = np.isfinite(maps).all(axis=tuple(range(2, maps.ndim)), keepdims=True)
+            maps = np.where(finite, maps, np.float32(0))
             rows = np.array([images.index(item.hit.image) for item in items])
             pixels = self._projected(plan, recording, self._seeded(maps[rows]), rows)
             for item, row, projection in zip(items, rows, pixels, strict=True):
@@ -268,7 +271,12 @@ def project_image(
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the picture is a PNG; end its name in .png.")
-    array = preprocess(open_source(image).samples[0].read())
+    sample = open_source(image).samples[0]
+    try:
+        array = preprocess(sample.read())
+    except ImageError as error:
+        # A reader names its image, the preprocessing does not.
+        raise ImageError(f"{sample.name}: {str(error).removeprefix(f'{sample.name}: ')}") from error
     x = preprocess.batch([array])
     maps = network.activations(x, layer)[0]
     if not 0 <= channel < layer.channels:

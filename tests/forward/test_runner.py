@@ -1,0 +1,166 @@
+"""Batches: a file that fixes its batch is run at larger ones only where that changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import onnxviz
+from tests.model.nets import build, conv_weights, forward, node, small, write
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(11, 3, 12, 12)).astype(np.float32)
+W = conv_weights(RNG, 4, 3, 3, 3)
+G = conv_weights(RNG, 6, 4 * 10 * 10)
+INTS = {"row": np.array([1, -1], np.int64), "map": np.array([1, 4, 10, 10], np.int64)}
+
+CONV = node("Conv", "x w", "c", "conv1")
+MIXED = {
+    "flatten-to-one-row": [CONV, node("Reshape", "c row", "f"), node("Gemm", "f g", "y", "fc", transB=1)],
+    "reshape-to-one-map": [CONV, node("Reshape", "c map", "m"), node("Relu", "m", "y", "relu1")],
+    "minus-the-batch-mean": [
+        CONV,
+        node("ReduceMean", "c", "mean", axes=[0], keepdims=1),
+        node("Mul", "mean half", "h"),
+        node("Sub", "c h", "y", "centred"),
+    ],
+    "divided-by-the-batch-maximum": [
+        CONV,
+        node("ReduceMax", "c", "top", keepdims=0),
+        node("Div", "c top", "y", "scaled"),
+    ],
+}
+
+
+def _net(tmp_path, nodes, batch):
+    weights = {"w": W, "g": G, "half": np.float32(0.5), **INTS}
+    model = build(nodes, weights, x=(batch, 3, 12, 12), outputs=["y"])
+    return model, onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+
+
+def _blocks(model, x, batch, tensor="y"):
+    """Plain onnxruntime, in the file's own batches; the last is filled up with its last image."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    full = np.concatenate([x, np.repeat(x[-1:], -len(x) % batch, axis=0)])
+    parts = [session.run([tensor], {"x": full[i : i + batch]})[0] for i in range(0, len(full), batch)]
+    return np.concatenate(parts)[: len(x)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_fixed_batch_that_means_nothing_is_opened(tmp_path, batch):
+    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+    runner = net.runner(["r2"])
+    found = runner.run(X)["r2"]
+    np.testing.assert_allclose(found, forward(small(), X, ["r2"])["r2"], rtol=1e-4, atol=1e-5)
+    assert runner.fixed is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_any_number_of_images_goes_through(tmp_path, batch, count):
+    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+    found = net.runner(["r2", "d2"]).run(X[:count])
+    expected = forward(small(), X[:count], ["r2", "d2"])
+    for name in ("r2", "d2"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_a_graph_that_mixes_its_batch_goes_one_by_one(tmp_path, mixed):
+    model, net = _net(tmp_path, MIXED[mixed], 1)
+    runner = net.runner(["y"])
+    found = runner.run(X)["y"]
+    assert runner.fixed == 1
+    np.testing.assert_allclose(found, forward(model, X, ["y"])["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mixed", ["minus-the-batch-mean", "divided-by-the-batch-maximum"])
+def test_images_that_look_alike_prove_nothing(tmp_path, mixed):
+    """The first images of a data set may be the same, or black: on them the mean over a batch shows nothing."""
+    model, net = _net(tmp_path, MIXED[mixed], 1)
+    x = X.copy()
+    x[1] = x[0]
+    runner = net.runner(["y"])
+    runner.run(x[:2])
+    found = runner.run(x)["y"]
+    np.testing.assert_allclose(found, forward(model, x, ["y"])["y"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 6, 7, 9])
+@pytest.mark.parametrize("mixed", ["minus-the-batch-mean", "divided-by-the-batch-maximum"])
+def test_a_mixed_batch_of_four_stays_one_of_four(tmp_path, mixed, count):
+    """With fewer than two full batches at hand there is nothing to compare with."""
+    model, net = _net(tmp_path, MIXED[mixed], 4)
+    runner = net.runner(["y"])
+    runner.run(X[:count])
+    found = runner.run(X)["y"]
+    assert runner.fixed == 4
+    np.testing.assert_allclose(found, _blocks(model, X, 4), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_four_written_into_a_reshape(tmp_path):
+    nodes = [CONV, node("Reshape", "c four", "f"), node("Gemm", "f g", "y", "fc", transB=1)]
+    weights = {"w": W, "g": G, "four": np.array([4, -1], np.int64)}
+    fixed = build(nodes, weights, x=(4, 3, 12, 12), outputs=["y"])
+    net = onnxviz.load(write(tmp_path / "m.onnx", fixed), provider="cpu")
+    for count in (3, 6, 11):
+        found = net.activations(X[:count], "fc1")
+        np.testing.assert_allclose(found, _blocks(fixed, X[:count], 4), rtol=1e-5, atol=1e-6)
+
+
+def test_an_output_without_a_row_an_image_is_an_error_not_a_cut(tmp_path):
+    """Broadcasting against four rows makes four of one image: no row can be told to be that image's."""
+    nodes = [CONV, node("Add", "c rows", "y", "add")]
+    weights = {"w": W, "rows": RNG.normal(size=(4, 1, 1, 1)).astype(np.float32)}
+    model = build(nodes, weights, x=(1, 3, 12, 12), outputs=["y"])
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    with pytest.raises(onnxviz.OnnxvizError):
+        net.activations(X[:3], "add")
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch):
+    plain = onnxviz.load(write(tmp_path / "plain.onnx", small()), provider="cpu")
+    fixed = onnxviz.load(write(tmp_path / "fixed.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+    for name in ("relu2", "fc2"):
+        np.testing.assert_allclose(
+            fixed.project(X, name, 3), plain.project(X, name, 3), rtol=1e-4, atol=1e-6, err_msg=name
+        )
+    units = np.array([[0, 1, 2, 2], [9, 6, 0, 4], [4, 3, 4, 0]])
+    np.testing.assert_allclose(
+        fixed.project_units(X, "relu2", units).pixels,
+        plain.project_units(X, "relu2", units).pixels,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_the_layers_before_what_mixes_are_run_in_batches(tmp_path):
+    """The cut ends at the layer asked for, so what comes after has no say."""
+    _, net = _net(tmp_path, MIXED["flatten-to-one-row"], 1)
+    runner = net.runner(["c"])
+    runner.run(X)
+    assert runner.fixed is None
+
+
+def test_all_outputs_asked_for_are_there(tmp_path):
+    """Optimisation must not drop or rename what is exposed (onnxruntime issues 4110, 18959)."""
+    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider="cpu")
+    names = ["c1", "r1", "p1", "c2", "r2", "g", "f", "d1", "r3", "d2"]
+    found = net.runner(names).run(X[:2])
+    expected = forward(small(), X[:2], names)
+    assert set(found) == set(names)
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_can_be_used_by_several_threads(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider="cpu")
+    expected = net.activations(X, "relu2")
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: net.activations(X, "relu2"), range(16)):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

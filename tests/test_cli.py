@@ -1,0 +1,620 @@
+"""The command line: every command, every way to call it wrongly, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import onnxviz
+from onnxviz import cli
+from onnxviz.images.render import GREY, projection_rgb
+from tests.converters import synthetic
+from tests.model.nets import build, conv_weights, forward, node, small, write
+
+MODELS = Path(__file__).parents[1] / "models"
+COMMANDS = ("analyze", "layers", "project", "convert")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """small.onnx, an Erf on the way in erf.onnx, vector.onnx without images, and eight photos."""
+    base = tmp_path_factory.mktemp("cli")
+    write(base / "small.onnx", small())
+    weights = {"w": conv_weights(np.random.default_rng(0), 4, 3, 3, 3)}
+    nodes = [
+        node("Conv", "x w", "c", "conv1"),
+        node("Erf", "c", "e", "erf1"),
+        node("Relu", "e", "r", "relu1"),
+    ]
+    write(base / "erf.onnx", build(nodes, weights))
+    gemm = {"g": conv_weights(np.random.default_rng(0), 4, 9)}
+    write(base / "vector.onnx", build([node("Gemm", "x g", "y", "fc", transB=1)], gemm, x=("N", 9)))
+    (base / "text.onnx").write_text("this is no model\n")
+    (base / "photos").mkdir()
+    rng = np.random.default_rng(1)
+    for index in range(8):
+        picture = Image.fromarray(rng.integers(0, 255, (5, 5, 3), np.uint8)).resize((20, 16))
+        picture.save(base / "photos" / f"{index}.png")
+    return base
+
+
+def _call(*arguments: object):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+def _fails(result, code: int, *parts: str) -> str:
+    """One or two lines on standard error, none on standard output but notes, no traceback."""
+    assert result.exit_code == code, (result.output, result.exception)
+    message = result.stderr.strip()
+    assert "Traceback" not in result.output
+    assert 1 <= len(message.splitlines()) <= 2, message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+# Help
+
+OPTIONS = {
+    "analyze": {
+        "--layer": None,
+        "--images": None,
+        "--top": "9",
+        "--channels": "all",
+        "--method": "deconvnet",
+        "--rank": "max",
+        "--seed": "unit",
+        "--overlap": "sum",
+        "--lrn": "identity",
+        "--activation": "rectify",
+        "--limit": None,
+        "--batch-size": "32",
+        "--provider": "auto",
+        "--preprocess": None,
+        "--mean": None,
+        "--std": None,
+        "--bgr": None,
+        "--size": None,
+        "--labels": None,
+        "--montage": None,
+        "--out": "reports/MODEL",
+        "--open": None,
+        "--debug": None,
+    },
+    "layers": {"--json": None, "--size": None, "--debug": None},
+    "project": {
+        "--layer": None,
+        "--channel": None,
+        "--position": "strongest",
+        "--method": "deconvnet",
+        "--out": "beside the image",
+        "--provider": "auto",
+    },
+    "convert": {"--conv1-padding": "valid"},
+}
+CHOICES = {
+    "--method": ("deconvnet", "guided", "gradient"),
+    "--rank": ("max", "sum", "first"),
+    "--seed": ("unit", "map"),
+    "--overlap": ("sum", "mean"),
+    "--lrn": ("identity", "gradient"),
+    "--provider": ("auto", "cuda", "cpu"),
+    "--preprocess": ("imagenet", "caffe", "tf", "unit", "raw"),
+}
+
+
+def _help(command: str) -> str:
+    result = CliRunner().invoke(
+        cli.app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    )
+    assert result.exit_code == 0
+    return re.sub(r"[│╭╰─╮╯\s]+", " ", result.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_option_with_its_default_and_choices(command):
+    text = _help(command)
+    for option, default in OPTIONS[command].items():
+        assert option in text, option
+        start = text.index(option, text.index("Options"))
+        about = text[start : start + 330]
+        if default is not None:
+            assert re.search(rf"\[default: [^\]]*{re.escape(default)}", about), (option, about)
+        for choice in CHOICES.get(option, ()):
+            assert choice in about, (option, choice)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_commands_are_listed(arguments):
+    result = _call(*arguments)
+    assert result.exit_code in (0, 2)
+    for command in COMMANDS:
+        assert command in result.output
+
+
+def test_version():
+    assert re.fullmatch(r"onnxviz \d\S*\n", _call("--version").output)
+
+
+def test_an_unknown_command_or_option_is_bad_usage(folder):
+    assert _call("analyse", folder / "small.onnx").exit_code == 2
+    assert _call("layers", folder / "small.onnx", "--colour").exit_code == 2
+    assert _call("analyze", folder / "small.onnx").exit_code == 2  # --layer is wanted
+
+
+# analyze
+
+
+def test_analyze(folder, tmp_path):
+    out = tmp_path / "out"
+    options = ["--layer", "relu1", "--layer", "fc1", "--images", folder / "photos", "--out", out]
+    result = _call("analyze", folder / "small.onnx", *options, "--top", 4, "--montage", "--provider", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert "8 images scanned, 0 skipped" in result.stdout
+    assert "relu1: 5 channels" in result.stdout
+    assert "runs on CPU" in result.stdout
+    assert "guessed" in result.stdout
+    assert result.stdout.strip().splitlines()[-1] == f"Report: {out / 'index.html'}"
+    data = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert [layer["alias"] for layer in data["layers"]] == ["relu1", "fc1"]
+    assert (out / "relu1-top4.png").is_file()
+    assert data["provenance"]["command"].startswith("onnxviz ")
+    # Against plain onnxruntime, with the recipe worked out by hand.
+    pictures = [
+        np.asarray(Image.open(folder / "photos" / f"{i}.png").crop((2, 0, 18, 16)).resize((12, 12), 2))
+        for i in range(8)
+    ]
+    x = (np.stack(pictures) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    maps = forward(folder / "small.onnx", x.transpose(0, 3, 1, 2).astype(np.float32), ["r1"])["r1"]
+    for row in data["layers"][0]["rows"]:
+        best = np.sort(maps[:, row["index"]].max((1, 2)))[::-1][:4]
+        np.testing.assert_allclose([hit["score"] for hit in row["hits"]], best, rtol=0.05, atol=0.02)
+
+
+def test_the_report_goes_to_reports_by_default(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = _call("analyze", folder / "small.onnx", "-l", "conv1", "--images", folder / "photos")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "reports" / "small" / "index.html").is_file()
+
+
+def test_without_images_it_says_so(folder, tmp_path):
+    result = _call("analyze", folder / "small.onnx", "-l", "conv1", "--limit", 12, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "No --images given: using built-in samples" in result.stdout
+    assert "12 images scanned" in result.stdout
+
+
+def test_every_option_together(folder, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    model, images = folder / "small.onnx", folder / "photos"
+    options = "--top 3 --channels 0-2,4 --method guided --rank sum --seed map --overlap mean --lrn gradient "
+    options += "--activation gradient --limit 6 --batch-size 2 --provider cpu --preprocess unit --mean 0.5 "
+    options += "--std 0.5,0.25,0.5 --bgr --size 12 --debug"
+    result = _call(
+        "analyze", model, "-l", "conv1..conv2", "--images", images, *options.split(),
+        "--labels", tmp_path / "names.txt", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    said = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["provenance"]
+    assert said["images"] == 6
+    assert said["method"] == "guided"
+    assert dict(said["policies"]) == {
+        "overlapping pools": "mean",
+        "LRN": "gradient",
+        "other activations": "gradient",
+    }
+    assert "BGR" in said["preprocess"]
+    for option in ("--mean", "--std", "--bgr", "--size"):
+        assert option in said["preprocess_origin"]
+
+
+def test_a_corrupt_image_among_good_ones(folder, tmp_path):
+    images = tmp_path / "photos"
+    images.mkdir()
+    for index in range(4):
+        (images / f"{index}.png").write_bytes((folder / "photos" / f"{index}.png").read_bytes())
+    (images / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    result = _call(
+        "analyze", folder / "small.onnx", "-l", "conv1", "--images", images, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert "3 images scanned, 1 skipped" in result.stdout
+    assert "2.png" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "2.png" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+
+
+def test_many_corrupt_images_are_summed_up(folder, tmp_path):
+    images = tmp_path / "photos"
+    images.mkdir()
+    for index in range(12):
+        (images / f"{index}.png").write_bytes(b"no picture")
+    (images / "good.png").write_bytes((folder / "photos" / "0.png").read_bytes())
+    result = _call(
+        "analyze", folder / "small.onnx", "-l", "conv1", "--images", images, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0
+    assert "1 images scanned, 12 skipped" in result.stdout
+    assert len(result.stderr.strip().splitlines()) == 6
+    assert "and 7 more" in result.stderr
+
+
+def test_it_opens_the_browser_when_asked(folder, tmp_path, monkeypatch):
+    import webbrowser
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address))
+    options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out dir"]
+    assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+    assert opened == []
+    assert _call("analyze", folder / "small.onnx", *options, "--open").exit_code == 0
+    assert opened == [(tmp_path / "out dir" / "index.html").as_uri()]
+
+
+def test_the_same_folder_again(folder, tmp_path):
+    options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out"]
+    for _ in range(2):
+        assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+
+
+# Wrong calls
+
+PHOTOS = ["--images", "photos"]
+WRONG = {
+    "layer": (["small.onnx", "-l", "conv22", *PHOTOS], 2, ["conv22", "conv2", "onnxviz layers"]),
+    "layer-ambiguous": (["small.onnx", "-l", "conv2..conv1", *PHOTOS], 2, ["comes before"]),
+    "layer-glob": (["small.onnx", "-l", "fire*", *PHOTOS], 2, ["fire*"]),
+    "layer-empty": (["small.onnx", "-l", "", *PHOTOS], 2, ["layer"]),
+    "model-missing": (["missing.onnx", "-l", "conv1", *PHOTOS], 2, ["missing.onnx", "no such file"]),
+    "model-folder": (["photos", "-l", "conv1", *PHOTOS], 2, ["photos", "folder"]),
+    "model-text": (["text.onnx", "-l", "conv1", *PHOTOS], 1, ["text.onnx", "not an ONNX model", "text"]),
+    "model-vector": (["vector.onnx", "-l", "fc1", *PHOTOS], 1, ["vector.onnx", "no image input", "N×9"]),
+    "model-erf": (["erf.onnx", "-l", "relu1", *PHOTOS], 1, ["Erf", "erf1"]),
+    "images-missing": (["small.onnx", "-l", "conv1", "--images", "nowhere"], 2, ["nowhere", "no such"]),
+    "images-empty": (["small.onnx", "-l", "conv1", "--images", "empty"], 1, ["empty"]),
+    "images-none": (["small.onnx", "-l", "conv1", "--images", "texts"], 1, ["texts", "2 other files"]),
+    "images-all-bad": (["small.onnx", "-l", "conv1", "--images", "bad"], 1, ["not one image", "a.png"]),
+    "images-a-text": (["small.onnx", "-l", "conv1", "--images", "text.onnx"], 2, ["text.onnx"]),
+    "channels": (["small.onnx", "-l", "conv1", "--channels", "9", *PHOTOS], 2, ["0 to 4"]),
+    "channels-text": (["small.onnx", "-l", "conv1", "--channels", "a-b", *PHOTOS], 2, ["0-15,40"]),
+    "top": (["small.onnx", "-l", "conv1", "--top", "0", *PHOTOS], 2, []),
+    "limit": (["small.onnx", "-l", "conv1", "--limit", "-3", *PHOTOS], 2, []),
+    "method": (["small.onnx", "-l", "conv1", "--method", "lime", *PHOTOS], 2, ["lime", "deconvnet, guided, gradient"]),
+    "rank": (["small.onnx", "-l", "conv1", "--rank", "best", *PHOTOS], 2, ["best", "max, sum, first"]),
+    "seed": (["small.onnx", "-l", "conv1", "--seed", "all", *PHOTOS], 2, ["all", "unit, map"]),
+    "overlap": (["small.onnx", "-l", "conv1", "--overlap", "max", *PHOTOS], 2, ["overlap", "sum, mean"]),
+    "lrn": (["small.onnx", "-l", "conv1", "--lrn", "off", *PHOTOS], 2, ["lrn", "identity, gradient"]),
+    "provider": (["small.onnx", "-l", "conv1", "--provider", "tpu", *PHOTOS], 2, ["tpu", "auto, cuda, cpu"]),
+    "preset": (["small.onnx", "-l", "conv1", "--preprocess", "vgg", *PHOTOS], 2, ["vgg", "imagenet"]),
+    "size": (["small.onnx", "-l", "conv1", "--size", "9", *PHOTOS], 2, ["9×9", "12×12"]),
+    "size-text": (["small.onnx", "-l", "conv1", "--size", "big", *PHOTOS], 2, ["--size", "224x320"]),
+    "size-zero": (["small.onnx", "-l", "conv1", "--size", "0x12", *PHOTOS], 2, ["--size"]),
+    "size-three": (["small.onnx", "-l", "conv1", "--size", "1x2x3", *PHOTOS], 2, ["--size"]),
+    "mean": (["small.onnx", "-l", "conv1", "--mean", "1,2", *PHOTOS], 2, ["--mean", "3 numbers"]),
+    "mean-text": (["small.onnx", "-l", "conv1", "--mean", "1,x,3", *PHOTOS], 2, ["--mean", "1,x,3"]),
+    "std-zero": (["small.onnx", "-l", "conv1", "--std", "0", *PHOTOS], 2, ["--std"]),
+    "labels": (["small.onnx", "-l", "conv1", "--labels", "names.txt", *PHOTOS], 2, ["names.txt"]),
+    "out-file": (["small.onnx", "-l", "conv1", "--out", "text.onnx", *PHOTOS], 2, ["text.onnx", "file"]),
+    "out-foreign": (["small.onnx", "-l", "conv1", "--out", "site", *PHOTOS], 2, ["site", "index.html"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_calls_of_analyze(folder, monkeypatch, case):
+    monkeypatch.chdir(folder)
+    for name in ("empty", "texts", "bad", "site"):
+        Path(name).mkdir(exist_ok=True)
+    Path("texts/a.txt").write_text("a")
+    Path("texts/b.csv").write_text("b")
+    Path("bad/a.png").write_text("no picture")
+    Path("site/index.html").write_text("my page")
+    arguments, code, parts = WRONG[case]
+    result = _call("analyze", *arguments, *([] if "--out" in arguments else ["--out", "never"]))
+    if case in ("top", "limit"):  # Click's own message, in a frame
+        assert result.exit_code == code
+        assert f"--{case}" in result.output
+    else:
+        message = _fails(result, code, *parts)
+        assert message.startswith("Error: ")
+    assert not Path("never").exists()
+    assert Path("site/index.html").read_text() == "my page"
+    assert Path("text.onnx").read_text() == "this is no model\n"
+
+
+def test_an_unsupported_operator_is_reported_before_any_image_is_read(folder, tmp_path):
+    """Were one of these read first, that would be the error."""
+    (tmp_path / "bad").mkdir()
+    for index in range(3):
+        (tmp_path / "bad" / f"{index}.png").write_text("no picture")
+    options = ["-l", "relu1", "--images", tmp_path / "bad", "--out", tmp_path / "out"]
+    _fails(_call("analyze", folder / "erf.onnx", *options), 1, "Erf", "erf1")
+
+
+def test_cuda_that_is_not_there(folder, tmp_path, monkeypatch):
+    from onnxviz.forward import session
+
+    monkeypatch.setattr(session, "_cuda_problem", lambda: "there is no NVIDIA driver")
+    options = ["-l", "conv1", "--provider", "cuda", "--out", tmp_path / "out"]
+    _fails(_call("analyze", folder / "small.onnx", *options), 1, "no NVIDIA driver", "--provider cpu")
+
+
+def test_errors_that_nobody_foresaw_are_one_line_too(folder, monkeypatch):
+    import onnxviz.network
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(onnxviz.network.Network, "__init__", broken)
+    _fails(_call("layers", folder / "small.onnx"), 1, "ZeroDivisionError", "by nothing", "--debug")
+
+
+def test_debug_shows_the_traceback(folder):
+    result = _call("layers", folder / "text.onnx", "--debug")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, onnxviz.OnnxvizError)
+    command = [sys.executable, "-m", "onnxviz", "layers", str(folder / "text.onnx"), "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ModelError" in done.stderr
+
+
+def test_ctrl_c(folder, monkeypatch, tmp_path):
+    from onnxviz.images.preprocess import Preprocess
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Preprocess, "batch", interrupted)
+    options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out"]
+    result = _call("analyze", folder / "small.onnx", *options)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process")
+def test_ctrl_c_in_a_real_process(folder, tmp_path):
+    """In the midst of a scan, with decoding threads at work."""
+    np.save(tmp_path / "x.npy", np.zeros((400_000, 12, 12, 3), np.uint8))
+    command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
+    command += ["--images", str(tmp_path / "x.npy"), "--out", str(tmp_path / "out"), "--batch-size", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()  # printed when the model is open
+    assert "runs on" in line
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip() == "Interrupted."
+
+
+def test_no_progress_bar_where_nobody_watches(folder, tmp_path):
+    command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
+    command += ["--images", str(folder / "photos"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Scanning" not in done.stdout
+    assert "\r" not in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_progress_bar_on_a_terminal(folder, tmp_path):
+    import pty
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 255, (4000, 12, 12, 3), np.uint8))
+    main, terminal = pty.openpty()
+    command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
+    command += ["--images", str(tmp_path / "x.npy"), "--out", str(tmp_path / "out"), "--batch-size", "8"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment)
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(main, 4096)
+        except OSError:
+            break
+    os.close(main)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"Scanning" in seen
+    assert b"4000/4000" in seen
+    assert b"images/s" in seen
+    assert b"0:00:00" in seen  # the time left
+    assert "Scanning" not in stdout
+
+
+# layers
+
+
+def test_layers(folder):
+    result = _call("layers", folder / "small.onnx")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert "x: float32 N×3×12×12 (NCHW)" in lines[0]
+    assert lines[1].split() == ["name", "alias", "op", "channels", "output", "receptive", "field", "stride"]
+    assert lines[2].split() == ["conv1", "conv1", "Conv", "5", "12×12", "3×3", "1×1"]
+    assert lines[-1].split() == ["dense2", "fc2", "Gemm", "6", "vector", "whole", "image", "–"]
+    assert len(lines) == 11
+
+
+def test_layers_as_json(folder):
+    result = _call("layers", folder / "small.onnx", "--json")
+    rows = json.loads(result.stdout)
+    net = onnxviz.load(folder / "small.onnx", provider="cpu")
+    assert [row["name"] for row in rows] == [layer.name for layer in net.layers]
+    assert rows[2] == {
+        "name": "pool1",
+        "aliases": ["pool1"],
+        "op": "MaxPool",
+        "tensor": "p1",
+        "channels": 5,
+        "size": [5, 5],
+        "receptive_field": [5, 5],
+        "stride": [2, 2],
+    }
+    assert rows[-1]["stride"] is None
+
+
+def test_layers_of_a_model_of_any_size(folder, tmp_path):
+    path = write(tmp_path / "open.onnx", small(x=("N", 3, "H", "W")))
+    rows = json.loads(_call("layers", path, "--json", "--size", "20x30").stdout)
+    assert rows[0]["size"] == [20, 30]
+    rows = json.loads(_call("layers", path, "--json", "--size", "17").stdout)
+    assert rows[0]["size"] == [17, 17]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "part"),
+    [("missing.onnx", 2, "no such file"), ("text.onnx", 1, "text"), ("vector.onnx", 1, "no image input")],
+)
+def test_wrong_calls_of_layers(folder, name, code, part):
+    _fails(_call("layers", folder / name), code, name, part)
+
+
+# project
+
+
+def test_project(folder, tmp_path):
+    photo, out = folder / "photos" / "3.png", tmp_path / "p.png"
+    result = _call(
+        "project", folder / "small.onnx", photo, "-l", "conv2", "-c", 2, "--position", "1,3", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert "conv2, channel 2, unit (1, 3)" in result.stdout
+    assert f"Picture: {out}" in result.stdout
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        sheet = np.asarray(image.convert("RGB"))
+    scale = round(320 / 12)
+    side = 12 * scale
+    assert sheet.shape[0] == side
+    right = sheet[:, -side:]
+    # The right half is that unit's projection on the whole frame, each pixel a square.
+    from onnxviz.images.preprocess import resolve_preprocess
+    from onnxviz.images.source import open_source
+
+    recipe = resolve_preprocess(channels=3, height=12, width=12)
+    x = recipe(open_source(photo).samples[0].read())[None]
+    net = onnxviz.load(folder / "small.onnx", provider="cpu")
+    whole = net.project(x, "conv2", 2, position=(1, 3))[0]
+    assert np.abs(whole).max() > 0
+    drawn = projection_rgb(whole.transpose(1, 2, 0))
+    assert np.abs(right[scale // 2 :: scale, scale // 2 :: scale].astype(int) - drawn).max() <= 1
+    assert (right[-1] == GREY).all()  # beyond the field
+    # The left half is the picture, with the field's frame on it.
+    left = sheet[:, :side]
+    shown = recipe.picture(x[0])
+    inside = left[scale // 2 :: scale, scale // 2 :: scale].astype(int)
+    assert (np.abs(inside - shown).max(axis=2) == 0).mean() > 0.7
+    top, l_, bottom, r_ = net.layer("conv2").box(1, 3)
+    assert f"sees ({top}, {l_}, {bottom}, {r_})" in result.stdout
+
+
+def test_project_finds_the_strongest_unit_and_a_place_for_the_picture(folder, tmp_path):
+    photo = tmp_path / "cat.png"
+    photo.write_bytes((folder / "photos" / "3.png").read_bytes())
+    result = _call("project", folder / "small.onnx", photo, "--layer", "relu1", "--channel", 1)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "cat-relu1-1.png").is_file()
+    unit = tuple(map(int, re.search(r"unit \((\d+), (\d+)\)", result.stdout).groups()))
+    from onnxviz.images.preprocess import resolve_preprocess
+    from onnxviz.images.source import open_source
+
+    x = resolve_preprocess(channels=3, height=12, width=12)(open_source(photo).samples[0].read())[None]
+    maps = forward(folder / "small.onnx", x, ["r1"])["r1"][0, 1]
+    assert unit == np.unravel_index(maps.argmax(), maps.shape)
+    assert f"activation {maps.max():.4g}" in result.stdout
+
+
+@pytest.mark.parametrize("method", ["gradient", "guided"])
+def test_project_a_vector_layer(folder, tmp_path, method):
+    options = ["-l", "fc2", "-c", 5, "--method", method, "--out", tmp_path / "p.png"]
+    result = _call("project", folder / "small.onnx", folder / "photos" / "0.png", *options)
+    assert result.exit_code == 0, result.output
+    assert method in result.stdout
+    assert (tmp_path / "p.png").is_file()
+
+
+WRONG_PROJECTIONS = {
+    "layer": (["small.onnx", "photos/0.png", "-l", "conv9", "-c", "0"], 2, ["conv9", "Closest"]),
+    "channel": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "7"], 2, ["0 to 6", "no channel 7"]),
+    "position": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--position", "5,0"], 2, ["(5, 0)", "5×5"]),
+    "position-of-a-vector": (["small.onnx", "photos/0.png", "-l", "fc2", "-c", "0", "--position", "1,1"], 2, []),
+    "position-text": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--position", "middle"], 2, ["Y,X"]),
+    "position-negative": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--position", "-1,0"], 2, ["Y,X"]),
+    "image-missing": (["small.onnx", "nowhere.png", "-l", "conv2", "-c", "0"], 2, ["nowhere.png"]),
+    "image-text": (["small.onnx", "text.png", "-l", "conv2", "-c", "0"], 1, ["text.png"]),
+    "image-that-does-not-fit": (["small.onnx", "odd.npy", "-l", "conv2", "-c", "0"], 1, ["odd.npy"]),
+    "image-folder": (["small.onnx", "photos", "-l", "conv2", "-c", "0"], 2, ["photos"]),
+    "model-missing": (["nowhere.onnx", "photos/0.png", "-l", "conv2", "-c", "0"], 2, ["nowhere.onnx"]),
+    "operator": (["erf.onnx", "photos/0.png", "-l", "relu1", "-c", "0"], 1, ["Erf"]),
+    "method": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--method", "x"], 2, ["deconvnet"]),
+    "out-nowhere": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--out", "no/where.png"], 2, ["no"]),
+    "out-folder": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--out", "photos"], 2, ["photos"]),
+    "out-no-png": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--out", "p.txt"], 2, ["p.txt", "png"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_PROJECTIONS)
+def test_wrong_calls_of_project(folder, monkeypatch, case):
+    monkeypatch.chdir(folder)
+    Path("text.png").write_text("no picture")
+    np.save("odd.npy", np.zeros((1, 3, 9, 9), np.float32))
+    before = {p for p in Path().rglob("*") if p.is_file()}
+    arguments, code, parts = WRONG_PROJECTIONS[case]
+    _fails(_call("project", *arguments), code, *parts)
+    assert {p for p in Path().rglob("*") if p.is_file()} == before
+
+
+# convert
+
+
+def test_convert(tmp_path):
+    weights = synthetic.simple_npz(tmp_path / "simple.npz", seed=1)
+    result = _call("convert", "simple", weights, tmp_path / "simple.onnx")
+    assert result.exit_code == 0, result.output
+    assert "13." in result.stdout
+    assert "onnxviz layers" in result.stdout
+    rows = json.loads(_call("layers", tmp_path / "simple.onnx", "--json").stdout)
+    assert [row["name"] for row in rows][:3] == ["conv1", "relu1", "pool1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["lenet", "w.npz", "o.onnx"], 2, ["lenet", "alexnet"]),
+        (["vgg", "w.npz", "o.onnx"], 2, ["Did you mean vgg16"]),
+        (["simple", "missing.npz", "o.onnx"], 2, ["missing.npz"]),
+        (["simple", "bad.npz", "o.onnx"], 1, ["bad.npz"]),
+        (["simple", "bad.npz", "o.onnx", "--conv1-padding", "same"], 2, ["alexnet"]),
+        (["alexnet", "missing.npy", "o.onnx", "--conv1-padding", "full"], 2, ["full"]),
+    ],
+)
+def test_wrong_calls_of_convert(tmp_path, monkeypatch, arguments, code, parts):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.npz").write_text("no weights")
+    _fails(_call("convert", *arguments), code, *parts)
+    assert not Path("o.onnx").exists()
+
+
+def test_the_shipped_models_can_be_listed():
+    for path in sorted(MODELS.glob("*.onnx")):
+        result = _call("layers", path)
+        assert result.exit_code == 0, result.output
