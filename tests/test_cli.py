@@ -156,7 +156,8 @@ def test_an_unknown_command_or_option_is_bad_usage(folder):
 # analyze
 
 
-def test_analyze(folder, tmp_path):
+def test_analyze(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/onnxviz", "analyze", "a model.onnx"])
     out = tmp_path / "out"
     options = ["--layer", "relu1", "--layer", "fc1", "--images", folder / "photos", "--out", out]
     result = _call("analyze", folder / "small.onnx", *options, "--top", 4, "--montage", "--provider", "cpu")
@@ -170,7 +171,7 @@ def test_analyze(folder, tmp_path):
     data = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert [layer["alias"] for layer in data["layers"]] == ["relu1", "fc1"]
     assert (out / "relu1-top4.png").is_file()
-    assert data["provenance"]["command"].startswith("onnxviz ")
+    assert data["provenance"]["command"] == "onnxviz analyze 'a model.onnx'"
     # Against plain onnxruntime, with the recipe worked out by hand.
     pictures = [
         np.asarray(Image.open(folder / "photos" / f"{i}.png").crop((2, 0, 18, 16)).resize((12, 12), 2))
