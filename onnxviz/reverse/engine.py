@@ -350,7 +350,6 @@ class _Walk:
         return Step(
             node=node,
             wanted=move.wanted,
-            out_shape=self.sizes(move.pull.output),
             shapes=tuple(self.sizes(s) if s else () for s in move.pull.inputs),
             full_shapes=plan.shapes,
             read_input=read_input,

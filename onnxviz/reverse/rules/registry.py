@@ -37,7 +37,6 @@ class Step:
 
     node: Node
     wanted: frozenset[int]
-    out_shape: Shape
     shapes: tuple[Shape, ...]
     full_shapes: Mapping[str, Shape]
     read_input: Callable[[int], Array]
