@@ -18,7 +18,7 @@ from onnxviz.model.graph import ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
-from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run
+from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run, single
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import (
     Position,
@@ -240,9 +240,9 @@ class Network:
             if self._recorder is None or self._recorder[0] != key:
                 self._recorder = (key, self.runner(names, pools=pools))
             found = self._recorder[1].run(x)
-        values = {name: _single(found[name]) for name in names}
+        values = {name: single(found[name]) for name in names}
         if self.image.name in tensors:
-            values[self.image.name] = _single(x)
+            values[self.image.name] = single(x)
         return Recording(values, {node.output: found[f"{node.output}:switches"] for node in pools})
 
     # Reverse
@@ -420,8 +420,3 @@ class Network:
             answer = pull_units(made, found, recording, local, method, self.image.name, self.image.order)
             pixels[rows], boxes[rows] = answer.pixels, answer.boxes
         return Projections(pixels, boxes)
-
-
-def _single(value: Array) -> Array:
-    """Half precision as float32, which the rules compute in."""
-    return value.astype(np.float32) if value.dtype == np.float16 else value

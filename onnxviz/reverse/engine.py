@@ -21,7 +21,7 @@ from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import RULES, Rule, Step
 
-__all__ = ["Plan", "Recording", "Units", "check_path", "plan", "run"]
+__all__ = ["Plan", "Recording", "Units", "check_path", "decode_switches", "plan", "run", "single"]
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class _Walk:
             name = node.inputs[index]
             if name not in plan.constants:
                 return self.over(self.recording.values[name], move.pull.inputs[index])
-            value, spans = _single(plan.constants[name]), move.pull.inputs[index]
+            value, spans = single(plan.constants[name]), move.pull.inputs[index]
             if any(span.coord is not None for span in spans):
                 # Lined up with the output's axes, so that its windows keep to theirs.
                 lead = (1,) * (len(move.pull.output) - len(spans))
@@ -360,7 +360,7 @@ class _Walk:
         )
 
 
-def _single(value: Array) -> Array:
+def single(value: Array) -> Array:
     """Half precision as float32: squares and products of it overflow."""
     return value.astype(np.float32) if value.dtype == np.float16 else value
 
