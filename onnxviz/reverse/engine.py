@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxviz.errors import UnsupportedOpError
-from onnxviz.model.geometry import Pull, Span, Spans, padding_begin, pull, union, whole
 from onnxviz.model.graph import Constants, Graph, Node, Shape
+from onnxviz.model.pulls import Pull, padding_begin, pull
+from onnxviz.model.spans import Span, Spans, union, whole
 from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import RULES, Rule, Step
@@ -75,34 +76,30 @@ class Units:
         return self.coords[:, span.coord] * span.a + span.b
 
 
-def _on_path(
-    graph: Graph, constants: Constants, sources: Iterable[str], targets: Iterable[str], method: Method
-) -> list[Node]:
-    """Nodes between sources and targets along inputs that can carry a cotangent, in topological order."""
+def _on_path(graph: Graph, sources: Iterable[str], targets: Iterable[str], method: Method) -> list[Node]:
+    """Nodes between sources and targets that can carry a cotangent all the way, in topological order."""
+
+    def inputs(node: Node, rule: Rule | None) -> list[str]:
+        return [n for i, n in enumerate(node.inputs) if rule is None or rule.can_carry(i)]
+
+    def outputs(node: Node, rule: Rule | None) -> list[str]:
+        return [n for i, n in enumerate(node.outputs) if n and (rule is None or rule.carries(i))]
+
     above = set(sources)
     reached = []
     for node in graph.nodes:
+        if method.stops(node):
+            continue
         rule = method.rule(node)
-        slots = [
-            name
-            for i, name in enumerate(node.inputs)
-            if name in above and (rule is None or rule.can_carry(i))
-        ]
-        if slots:
-            reached.append(node)
-            above.update(name for name in node.outputs if name)
+        if not above.isdisjoint(inputs(node, rule)):
+            reached.append((node, rule))
+            above.update(outputs(node, rule))
     below = set(targets)
     path = []
-    for node in reversed(reached):
-        if below.isdisjoint(node.outputs):
-            continue
-        path.append(node)
-        rule = method.rule(node)
-        below.update(
-            name
-            for i, name in enumerate(node.inputs)
-            if name in above and (rule is None or rule.can_carry(i))
-        )
+    for node, rule in reversed(reached):
+        if not below.isdisjoint(outputs(node, rule)):
+            path.append(node)
+            below.update(name for name in inputs(node, rule) if name in above)
     return path[::-1]
 
 
@@ -114,7 +111,7 @@ def check_path(
     Raises:
         UnsupportedOpError: naming the first nodes that have none, and what is supported.
     """
-    path = _on_path(graph, constants, sources, targets, method)
+    path = _on_path(graph, sources, targets, method)
     missing = [node for node in path if method.rule(node) is None]
     where = f"on the path from {', '.join(targets)} to {', '.join(sources)}"
     if missing:
@@ -127,7 +124,7 @@ def check_path(
     for node in path:
         rule = method.rule(node)
         assert rule is not None
-        if reason := rule.restriction(node, constants):
+        if reason := rule.refusal(node, constants):
             raise UnsupportedOpError(f"{node.op} {node.name!r} {where} cannot be reversed: {reason}.")
     return path
 
@@ -152,8 +149,11 @@ def plan(
         UnsupportedOpError: see `check_path`.
     """
     path = check_path(graph, constants, sources, list(targets), method)
-    carried = set(sources) | {name for node in path for name in node.outputs if name}
-    batched = batch is not None and _keeps_batch(path, carried, shapes, batch)
+    carried = set(sources)
+    for node in path:
+        rule = method.rule(node)
+        assert rule is not None
+        carried.update(name for i, name in enumerate(node.outputs) if name and rule.carries(i))
     pieces: dict[str, list[Spans]] = {name: [spans] for name, spans in targets.items()}
     frames: dict[str, Spans] = {}
     moves = []
@@ -174,7 +174,7 @@ def plan(
         assert rule is not None
         wanted = frozenset(i for i, name in enumerate(node.inputs) if name in carried and rule.can_carry(i))
         for index, output in enumerate(node.outputs):
-            if output not in pieces:
+            if output not in pieces or not rule.carries(index):
                 continue
             pulled = pull(node, index, settle(output), shapes)
             moves.append(Move(node, index, rule, wanted, pulled))
@@ -186,6 +186,11 @@ def plan(
     for name in (*sources, *targets):
         if name in pieces:
             settle(name)
+    batched = (
+        batch is not None
+        and _keeps_batch(path, carried, shapes, batch)
+        and all(shapes[name][:1] == (batch,) for name in records)
+    )
     constants.fetch({n for move in moves for n in move.node.inputs if n in constants})
     return Plan(tuple(moves), frames, shapes, tuple(records), tuple(pools.values()), batched, constants)
 
@@ -194,25 +199,15 @@ def _keeps_batch(path: Sequence[Node], carried: set[str], shapes: Mapping[str, S
     """Whether axis 0 is the batch, and nothing but the batch, in every tensor on the path."""
     if any(not shapes[name] or shapes[name][0] != batch for name in carried):
         return False
+    row = Span(1, 0, 1, 0)
     for node in path:
-        rank = len(shapes[node.output if node.op == "Unsqueeze" else node.inputs[0]])
-        axes = node.attrs.get("axes", ())
-        touched = {a % rank for a in axes if isinstance(a, int)} if isinstance(axes, tuple) else set()
-        axis = node.attrs.get("axis")
-        if isinstance(axis, int) and node.op != "Flatten":
-            touched.add(axis % rank)
-        if node.op in ("Squeeze", "ReduceMean", "ReduceSum") and "axes" not in node.attrs:
-            touched.update(a for a, n in enumerate(shapes[node.inputs[0]]) if n == 1 or node.op != "Squeeze")
-        perm = node.attrs.get("perm", (0,) if node.op != "Transpose" else (rank - 1,))
-        if 0 in touched or (isinstance(perm, tuple) and perm[0] != 0):
-            return False
-        if node.op == "Gemm" and node.attrs.get("transA"):
-            return False
-        if node.op == "MatMul" and node.inputs[1] in carried and (node.inputs[0] not in carried or rank < 3):
-            return False
-        ranks = {len(shapes[name]) for name in node.inputs if name in carried}
-        if node.op in ("Add", "Sub", "Mul", "Div", "Sum") and ranks != {len(shapes[node.output])}:
-            return False
+        for index, output in enumerate(node.outputs):
+            if output not in carried:
+                continue
+            pulled = pull(node, index, (row, *whole(shapes[output][1:])), shapes)
+            taken = [pulled.inputs[i] for i, name in enumerate(node.inputs) if name in carried]
+            if any(s[0] != row or any(span.coord == 0 for span in s[1:]) for s in (pulled.output, *taken)):
+                return False
     return True
 
 
@@ -349,6 +344,7 @@ class _Walk:
 
         return Step(
             node=node,
+            index=move.index,
             wanted=move.wanted,
             shapes=tuple(self.sizes(s) if s else () for s in move.pull.inputs),
             full_shapes=plan.shapes,

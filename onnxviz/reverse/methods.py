@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from onnxviz.errors import UsageError
 from onnxviz.model.graph import Node
 from onnxviz.reverse.rules import RULES, activations, elementwise, pooling
-from onnxviz.reverse.rules.registry import Rule
+from onnxviz.reverse.rules.registry import STOPS, Rule
 
 __all__ = ["METHODS", "Method", "Override", "make_method"]
 
@@ -43,6 +43,10 @@ class Method:
     unit_seed: bool
     rectified_maps: bool
     policies: tuple[tuple[str, str], ...]
+
+    def stops(self, node: Node) -> bool:
+        """Whether nothing passes a node."""
+        return not node.domain and node.op in STOPS
 
     def rule(self, node: Node) -> Rule | None:
         """The rule for a node, or None if its operator has none."""

@@ -2,26 +2,41 @@
 
 from onnxviz.reverse.rules import (
     activations,
+    arithmetic,
+    attention,
     convolution,
     elementwise,
+    indexing,
     linear,
     normalization,
     pooling,
+    quantization,
+    recurrent,
     reduction,
+    resampling,
     shape,
+    steps,
 )
-from onnxviz.reverse.rules.registry import RULES, Rule, Step
+from onnxviz.reverse.rules.registry import RULES, STOPS, Rule, Step
 
 __all__ = [
     "RULES",
+    "STOPS",
     "Rule",
     "Step",
     "activations",
+    "arithmetic",
+    "attention",
     "convolution",
     "elementwise",
+    "indexing",
     "linear",
     "normalization",
     "pooling",
+    "quantization",
+    "recurrent",
     "reduction",
+    "resampling",
     "shape",
+    "steps",
 ]

@@ -6,7 +6,7 @@ from onnxviz.reverse.kernels import Array
 from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, first_input, register
 
 
-@register("BatchNormalization", restriction=constant_inputs(1, 2, 3, 4))
+@register("BatchNormalization", restriction=constant_inputs(scale=1, B=2, input_mean=3, input_var=4))
 def batch_normalization(step: Step, g: Array) -> Cotangents:
     """Scale by γ/√(σ² + ε); the shift plays no part. ONNX BatchNormalization-15, in inference."""
     xp = g.__array_namespace__()

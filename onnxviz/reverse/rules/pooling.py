@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxviz.model.geometry import padding_begin
+from onnxviz.model.pulls import padding_begin
 from onnxviz.reverse.kernels import Array, spread, unpool
 from onnxviz.reverse.rules.registry import Cotangents, Step, register, rule
 

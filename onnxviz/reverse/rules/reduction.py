@@ -22,14 +22,14 @@ def _spread(step: Step, g: Array) -> tuple[Array, int]:
     return xp.broadcast_to(xp.reshape(g, kept), shape), count
 
 
-@register("ReduceMean", restriction=constant_inputs(1))
+@register("ReduceMean", restriction=constant_inputs(axes=1))
 def reduce_mean(step: Step, g: Array) -> Cotangents:
     """An equal share to every position. ONNX ReduceMean-18."""
     full, count = _spread(step, g)
     return (full / count,)
 
 
-@register("ReduceSum", restriction=constant_inputs(1))
+@register("ReduceSum", restriction=constant_inputs(axes=1))
 def reduce_sum(step: Step, g: Array) -> Cotangents:
     """The same to every position. ONNX ReduceSum-13."""
     return (_spread(step, g)[0],)

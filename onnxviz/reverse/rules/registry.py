@@ -12,16 +12,23 @@ from onnxviz.reverse.kernels import Array
 
 __all__ = [
     "RULES",
+    "STOPS",
     "Cotangents",
     "Record",
+    "Restriction",
     "Rule",
     "Step",
+    "all_inputs",
+    "constant_inputs",
     "first_input",
+    "known_attributes",
     "nothing",
     "other_inputs",
     "register",
     "result",
     "rule",
+    "stop",
+    "sum_to",
 ]
 
 Cotangents: TypeAlias = "tuple[Array | None, ...]"
@@ -31,11 +38,13 @@ Cotangents: TypeAlias = "tuple[Array | None, ...]"
 class Step:
     """What a rule may look at: one node on the way down, over the spans that this pass covers.
 
-    ``value(i)`` is the forward value of input i and ``result`` that of the output, where the rule asked for
-    them; ``shape(i)`` is the shape its answer for input i must have. ``wanted`` are the inputs that need one.
+    ``index`` is the number of the output that the cotangent is of. ``value(i)`` is the forward value of input i
+    and ``result`` that of the output, where the rule asked for them; ``shape(i)`` is the shape its answer for
+    input i must have. ``wanted`` are the inputs that need one.
     """
 
     node: Node
+    index: int
     wanted: frozenset[int]
     shapes: tuple[Shape, ...]
     full_shapes: Mapping[str, Shape]
@@ -86,7 +95,14 @@ class Step:
 
 PullBack: TypeAlias = Callable[[Step, Array], Cotangents]
 Record: TypeAlias = Callable[[Node, frozenset[int]], Iterable[str]]
-Restriction: TypeAlias = Callable[[Node, Constants], str | None]
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """What a rule asks of a node. ``words`` say it; ``reason`` says why a node does not meet it, or gives None."""
+
+    words: str
+    reason: Callable[[Node, Constants], str | None]
 
 
 def nothing(node: Node, wanted: frozenset[int]) -> Iterable[str]:
@@ -109,8 +125,9 @@ def other_inputs(node: Node, wanted: frozenset[int]) -> Iterable[str]:
     return {name for i in wanted for j, name in enumerate(node.inputs) if j != i and name}
 
 
-def _unrestricted(node: Node, constants: Constants) -> str | None:
-    return None
+def all_inputs(node: Node, wanted: frozenset[int]) -> Iterable[str]:
+    """Record all inputs."""
+    return [name for name in node.inputs if name]
 
 
 @dataclass(frozen=True)
@@ -118,41 +135,65 @@ class Rule:
     """How to pull a cotangent back through one operator.
 
     ``pull_back(step, g)`` gives a cotangent for every wanted input (None for the others), over the spans of
-    `onnxviz.model.geometry.pull`. It is linear in ``g`` under the gradient method, and pure.
+    `onnxviz.model.pulls.pull`. It is linear in ``g`` under the gradient method, and pure.
 
-    ``slots``: the inputs that can carry a cotangent (None: all). ``record`` names the forward values that it
-    reads; ``switches`` asks for a MaxPool's indices. ``restriction`` says why a node cannot be handled, or None.
+    ``slots``: the inputs that can carry a cotangent (None: all), and ``outputs`` the outputs that can. ``record`` names
+    the forward values that it reads; ``switches`` asks for a MaxPool's indices. ``approximation`` says in words where
+    it is not the derivative.
     """
 
     op: str
     name: str
     pull_back: PullBack
     slots: tuple[int, ...] | None = (0,)
+    outputs: tuple[int, ...] | None = (0,)
     record: Record = nothing
     switches: bool = False
-    restriction: Restriction = _unrestricted
+    restriction: Restriction | None = None
+    approximation: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.pull_back.__doc__ or "").strip().splitlines()[0]
 
     def can_carry(self, index: int) -> bool:
         """Whether input ``index`` can have a cotangent."""
         return self.slots is None or index in self.slots
+
+    def carries(self, index: int) -> bool:
+        """Whether output ``index`` can have a cotangent."""
+        return self.outputs is None or index in self.outputs
+
+    def refusal(self, node: Node, constants: Constants) -> str | None:
+        """Why it cannot handle a node, or None."""
+        return self.restriction.reason(node, constants) if self.restriction else None
 
 
 RULES: dict[str, Rule] = {}
 """The exact rule of every operator (of the default domain) that has one."""
 
 
+STOPS: dict[str, str] = {}
+"""Operators that nothing passes, each with the reason in words: no small change of an input changes the output."""
+
+
 def rule(
     name: str,
     *,
     slots: tuple[int, ...] | None = (0,),
+    outputs: tuple[int, ...] = (0,),
     record: Record = nothing,
     switches: bool = False,
-    restriction: Restriction = _unrestricted,
+    restriction: Restriction | None = None,
+    approximation: str = "",
 ) -> Callable[[PullBack], Rule]:
     """Make a `Rule` of a function, not registered: for the tables of `onnxviz.reverse.methods`."""
 
     def make(pull_back: PullBack) -> Rule:
-        return Rule(name, name, pull_back, slots, record, switches, restriction)
+        return Rule(
+            name, name, pull_back, slots, outputs, record, switches, restriction, approximation=approximation
+        )
 
     return make
 
@@ -160,9 +201,11 @@ def rule(
 def register(
     *ops: str,
     slots: tuple[int, ...] | None = (0,),
+    outputs: tuple[int, ...] | None = (0,),
     record: Record = nothing,
     switches: bool = False,
-    restriction: Restriction = _unrestricted,
+    restriction: Restriction | None = None,
+    approximation: str = "",
 ) -> Callable[[PullBack], Rule]:
     """Register a function as the exact rule of ``ops``.
 
@@ -171,38 +214,60 @@ def register(
     """
 
     def add(pull_back: PullBack) -> Rule:
-        made = Rule(ops[0], pull_back.__name__, pull_back, slots, record, switches, restriction)
+        made = Rule(
+            ops[0],
+            pull_back.__name__,
+            pull_back,
+            slots,
+            outputs,
+            record,
+            switches,
+            restriction,
+            approximation=approximation,
+        )
         for op in ops:
-            if op in RULES:
-                raise ValueError(f"{op} has a rule already: {RULES[op].name}")
+            if op in RULES or op in STOPS:
+                raise ValueError(f"{op} has a rule already: {RULES[op].name if op in RULES else STOPS[op]}")
             RULES[op] = replace(made, op=op)
         return made
 
     return add
 
 
-def constant_inputs(*indices: int) -> Restriction:
-    """A restriction: these inputs must not depend on the image."""
+def stop(*ops: str, because: str) -> None:
+    """Register operators that nothing passes.
 
-    def check(node: Node, constants: Constants) -> str | None:
-        for index in indices:
+    Raises:
+        ValueError: an operator has a rule already.
+    """
+    for op in ops:
+        if op in RULES or op in STOPS:
+            raise ValueError(f"{op} has a rule already")
+        STOPS[op] = because
+
+
+def constant_inputs(**inputs: int) -> Restriction:
+    """These inputs, by name and number, must not depend on the image."""
+
+    def reason(node: Node, constants: Constants) -> str | None:
+        for index in inputs.values():
             if len(node.inputs) > index and node.inputs[index] and node.inputs[index] not in constants:
                 return f"its input {node.inputs[index]!r} is computed at run time"
         return None
 
-    return check
+    return Restriction(f"{', '.join(inputs)} constant", reason)
 
 
 def known_attributes(*names: str) -> Restriction:
-    """A restriction: these attributes (inputs, in newer opsets) must be constant."""
+    """These attributes (inputs, in newer opsets) must be constant."""
 
-    def check(node: Node, constants: Constants) -> str | None:
+    def reason(node: Node, constants: Constants) -> str | None:
         for name in names:
             if name not in node.attrs:
                 return f"its {name!r} is computed at run time"
         return None
 
-    return check
+    return Restriction(f"{', '.join(names)} constant", reason)
 
 
 def sum_to(g: Array, shape: Shape) -> Array:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxviz.model.geometry import pad_begins, permutation, slices
-from onnxviz.model.graph import Constants, Node
+from onnxviz.model.pulls import pad_begins, permutation, slices
 from onnxviz.reverse.kernels import Array, dilate
 from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, register
 
@@ -31,27 +30,19 @@ def concat(step: Step, g: Array) -> Cotangents:
     return tuple(g if i in step.wanted else None for i in range(len(step.node.inputs)))
 
 
-@register("Split")
+@register("Split", outputs=None)
 def split(step: Step, g: Array) -> Cotangents:
     """Each output's part at its place: the geometry says where that lies. ONNX Split-18."""
     return (g,)
 
 
-@register("Slice", restriction=constant_inputs(1, 2, 3, 4))
+@register("Slice", restriction=constant_inputs(starts=1, ends=2, axes=3, steps=4))
 def slice_(step: Step, g: Array) -> Cotangents:
     """Back to where it was cut out, zeros between steps. ONNX Slice-13."""
     return (dilate(g, [n for _, n in slices(step.node, step.full_shape(0))]),)
 
 
-def _pad_restriction(node: Node, constants: Constants) -> str | None:
-    if "pads" not in node.attrs:
-        return "its 'pads' is computed at run time"
-    if len(node.inputs) > 3 and node.inputs[3] and "axes" not in node.attrs:
-        return "its 'axes' is computed at run time"
-    return None
-
-
-@register("Pad", restriction=_pad_restriction)
+@register("Pad", restriction=constant_inputs(pads=1, axes=3))
 def pad(step: Step, g: Array) -> Cotangents:
     """What was padded on is cut off; in the other modes it goes back to where it was copied from. ONNX Pad-21."""
     mode = step.attr("mode")

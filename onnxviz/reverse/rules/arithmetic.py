@@ -1,0 +1,3 @@
+"""Mathematical functions of one operand."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Recurrent operators."""
+
+from __future__ import annotations
