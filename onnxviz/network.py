@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnxviz.errors import ModelError, UnitError, UsageError
 from onnxviz.forward.session import Runner, Session, choose_provider
 from onnxviz.model import geometry
-from onnxviz.model.geometry import Span, whole
 from onnxviz.model.graph import ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
+from onnxviz.model.spans import Span, Spans, whole
 from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run, single
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import (
@@ -277,7 +277,7 @@ class Network:
             self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
         return self._plans[key]
 
-    def _plan(self, layer: Layer, spans: geometry.Spans, method: Method) -> Plan:
+    def _plan(self, layer: Layer, spans: Spans, method: Method) -> Plan:
         return plan(
             self.graph,
             self.model.constants,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import onnxviz
-from onnxviz.model.geometry import Span, padding_begin, union, whole
 from onnxviz.model.graph import Node
+from onnxviz.model.pulls import padding_begin
+from onnxviz.model.spans import Span, union, whole
 from tests.model.nets import build, node, write
 
 HEIGHT, WIDTH = 25, 23
