@@ -6,9 +6,12 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from onnxviz import facts
 from onnxviz.atlas import PICTURES, Atlas, LayerAtlas, slugs
@@ -20,7 +23,7 @@ from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import Source, index_labels, open_source, read_labels
 from onnxviz.model.graph import ModelFile
-from onnxviz.model.inputs import image_input
+from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.pictures import SEEDS, draw_layer
@@ -28,7 +31,7 @@ from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.reverse.methods import make_method
 
-__all__ = ["analyze", "open_network", "parse_channels"]
+__all__ = ["analyze", "open_network", "parse_channels", "preprocess_for"]
 
 METADATA_KEY = "onnxviz.preprocess"
 
@@ -54,6 +57,8 @@ def analyze(
     std: Sequence[float] | None = None,
     bgr: bool | None = None,
     size: tuple[int, int] | None = None,
+    image: str | None = None,
+    feeds: Mapping[str, NDArray[Any]] | None = None,
     labels: str | Path | Sequence[str] | None = None,
     montage: bool = False,
     folder: str | Path | None = None,
@@ -73,6 +78,7 @@ def analyze(
         rank: ``max``, ``sum`` or ``first`` (`forward.scan.RANKS`).
         seed: ``unit`` or ``map`` (`pictures.SEEDS`).
         preprocess, mean, std, bgr, size: see `images.preprocess.resolve_preprocess`.
+        image, feeds: the input that takes images, and values of others (`network.load`).
         labels: class names of the output units, or a file of them.
         montage: also make one PNG of all cards of each layer.
         folder: where pictures are written; by default a temporary folder that lives as long as the atlas.
@@ -86,7 +92,15 @@ def analyze(
         raise UsageError(f"Seed {seed!r} is not known. Choose one of {', '.join(SEEDS)}.")
     chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
     network, recipe = open_network(
-        model, provider=provider, preprocess=preprocess, mean=mean, std=std, bgr=bgr, size=size
+        model,
+        provider=provider,
+        preprocess=preprocess,
+        mean=mean,
+        std=std,
+        bgr=bgr,
+        size=size,
+        image=image,
+        feeds=feeds,
     )
     progress.note(
         f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
@@ -181,11 +195,29 @@ def open_network(
     std: Sequence[float] | None = None,
     bgr: bool | None = None,
     size: tuple[int, int] | None = None,
+    image: str | None = None,
+    feeds: Mapping[str, NDArray[Any]] | None = None,
 ) -> tuple[Network, Preprocess]:
     """Open a model and find the preprocessing in force; the network takes images of its size."""
-    file = ModelFile(model)
-    image = image_input(file)
-    recipe = resolve_preprocess(
+    file = ModelFile(model, feeds)
+    taken = image_input(file, image)
+    recipe = preprocess_for(file, taken, preset=preprocess, mean=mean, std=std, bgr=bgr, size=size)
+    size = (recipe.height, recipe.width)
+    return Network(file, provider=choose_provider(provider), size=size, image=taken.name), recipe
+
+
+def preprocess_for(
+    file: ModelFile,
+    image: ImageInput,
+    *,
+    preset: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    bgr: bool | None = None,
+    size: tuple[int, int] | None = None,
+) -> Preprocess:
+    """The preprocessing in force for an input of a model."""
+    return resolve_preprocess(
         channels=image.channels,
         height=image.height,
         width=image.width,
@@ -193,13 +225,12 @@ def open_network(
         dtype=image.dtype,
         metadata=file.metadata.get(METADATA_KEY),
         sidecar=file.path.with_suffix(".onnxviz.json"),
-        preset=preprocess,
+        preset=preset,
         mean=mean,
         std=std,
         bgr=bgr,
         size=size,
     )
-    return Network(file, provider=choose_provider(provider), size=(recipe.height, recipe.width)), recipe
 
 
 def parse_channels(text: str) -> tuple[range, ...]:

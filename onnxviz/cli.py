@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,10 @@ from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.progress import Progress
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from rich.progress import TaskID
+
+    from onnxviz.check import Check
 
 __all__ = ["app", "main"]
 
@@ -55,6 +58,18 @@ Size = Annotated[
     str | None,
     typer.Option(
         help="Size of the images, as 224 or 224x320 (height x width), where the model leaves it open.",
+        show_default=False,
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option("--input", help="The input that takes images, where there are several.", show_default=False),
+]
+Feed = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Value of another input, as NAME=0.5, NAME=640,640, NAME=[[1,2],[3,4]] or NAME=values.npy. "
+        "Repeat it for more.",
         show_default=False,
     ),
 ]
@@ -175,6 +190,8 @@ def analyze(
     std: Std = None,
     bgr: Bgr = None,
     size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -219,6 +236,8 @@ def analyze(
                 std=_numbers("--std", std),
                 bgr=bgr,
                 size=_size(size),
+                image=input_,
+                feeds=_feeds(feed),
                 labels=labels,
                 montage=montage,
                 progress=bar,
@@ -245,6 +264,8 @@ def analyze(
 def layers(
     model: ModelArgument,
     size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -252,7 +273,7 @@ def layers(
     with _errors(debug):
         from onnxviz.analysis import open_network
 
-        network, _ = open_network(model, provider="cpu", size=_size(size))
+        network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
         if as_json:
             rows = [
                 {
@@ -283,10 +304,56 @@ def layers(
             )
             for layer in network.layers
         ]
-        table = [head, *rows_]
-        widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        for row in table:
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in _table([head, *rows_]):
+            typer.echo(line)
+
+
+@app.command()
+def check(
+    model: ModelArgument,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            help="Check the way from this layer only. Repeat it for more.",
+            show_default="all",
+        ),
+    ] = None,
+    method: MethodOption = "deconvnet",
+    overlap: Overlap = "sum",
+    lrn: Lrn = None,
+    activation: Activation = None,
+    preprocess: Preset = None,
+    size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is understood of a model, how each operator is reversed, and whether it can be analysed."""
+    with _errors(debug):
+        from dataclasses import asdict
+
+        from onnxviz.check import check as run
+        from onnxviz.reverse.methods import make_method
+
+        found = run(
+            model,
+            make_method(method, overlap=overlap, lrn=lrn, activation=activation),
+            layers=layer,
+            preprocess=preprocess,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+        )
+        if as_json:
+            typer.echo(json.dumps(asdict(found) | {"verdict": found.verdict}, ensure_ascii=False, indent=1))
+        else:
+            for line in _check_lines(found):
+                typer.echo(line)
+        if found.problem:
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -311,6 +378,8 @@ def project(
     std: Std = None,
     bgr: Bgr = None,
     size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The PNG to write.", show_default="IMAGE-LAYER-CHANNEL.png beside the image"),
@@ -333,6 +402,8 @@ def project(
             std=_numbers("--std", std),
             bgr=bgr,
             size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
         )
         found = network.layer(layer)
         network.check([found], chosen)
@@ -347,6 +418,20 @@ def project(
         typer.echo(f"{found}, channel {channel}, {where}: activation {activation_:.4g}, sees {box}")
         typer.echo(f"{recipe.describe()} ({recipe.origin}); {chosen.name}; {network.provider.upper()}")
         typer.echo(f"Picture: {target}")
+
+
+@app.command()
+def operators(debug: Debug = False) -> None:
+    """List the operators that have a reverse rule: what it does, asks for, and where it approximates."""
+    with _errors(debug):
+        from onnxviz.reverse.operators import table
+
+        rows = [
+            (one.op, one.rule, "; ".join(filter(None, (one.restrictions, one.approximation))) or "–")
+            for one in table()
+        ]
+        for line in _table([("operator", "rule", "asks for, or approximates"), *rows]):
+            typer.echo(line)
 
 
 @app.command()
@@ -377,6 +462,54 @@ def convert(
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
 
 
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of cells in columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _check_lines(found: Check) -> Iterator[str]:
+    """A check for people to read."""
+    opset = str(found.opset)
+    if found.stated_opset != found.opset:
+        opset = f"{found.stated_opset}, converted to {found.opset}"
+    facts = [
+        ("file", found.file),
+        ("made by", found.producer or "unknown"),
+        ("opset", opset),
+        ("size", f"{found.nodes:,} nodes, {found.parameters:,} parameters"),
+        ("inputs", "; ".join(found.inputs) or "none"),
+        ("outputs", ", ".join(found.outputs)),
+    ]
+    if found.image and found.size:
+        facts += [
+            ("images", f"{found.image}, used at {found.size[0]}×{found.size[1]}"),
+            ("preprocessing", f"{found.preprocess} ({found.preprocess_origin})"),
+            ("method", "; ".join([found.method, *(f"{name}: {choice}" for name, choice in found.policies)])),
+        ]
+    yield from _table(facts)
+    if found.operators:
+        yield ""
+        head = ("operator", "nodes", "rule", "how it is reversed")
+        rows = []
+        for one in found.operators:
+            how = f"NOT AT ALL: {one.problem} (first: {one.first})" if one.problem else one.treatment
+            how += f"; {one.approximation}" if one.approximation else ""
+            how += f"; written as {', '.join(one.pieces)}" if one.pieces else ""
+            rows.append((one.op, str(one.count), one.rule or "–", how))
+        yield from _table([head, *rows])
+    if found.layers:
+        good = [layer for layer in found.layers if layer.problem is None]
+        yield ""
+        shown = ", ".join(layer.alias for layer in good[:3]) + (" …" if len(good) > 3 else "")
+        yield f"{len(found.layers)} layers, {len(good)} can be analysed" + (f" ({shown})" if good else "")
+    for warning in found.warnings:
+        yield f"Note: {warning}"
+    yield ""
+    yield found.verdict
+
+
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
@@ -386,6 +519,32 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise UsageError(
             f"{option} {text!r}: write numbers with commas between them, such as 0.5,0.5,0.5."
         ) from None
+
+
+def _feeds(texts: list[str] | None) -> dict[str, NDArray[Any]]:
+    """Values of inputs: a .npy file, JSON, or numbers with commas between them."""
+    import numpy as np
+
+    found: dict[str, NDArray[Any]] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        try:
+            if not (name and sign):
+                raise ValueError("there is no '='")
+            if value.endswith(".npy"):
+                array = np.load(value, allow_pickle=False)
+            else:
+                array = np.asarray(
+                    json.loads(value if value.startswith("[") or "," not in value else f"[{value}]")
+                )
+            if array.dtype.kind not in "biuf":
+                raise ValueError("these are no numbers")
+        except (ValueError, OSError, EOFError) as error:
+            raise UsageError(
+                f"--feed {text!r}: write NAME=0.5, NAME=640,640, NAME=[[1,2],[3,4]] or NAME=values.npy ({error})."
+            ) from None
+        found[name] = array
+    return found
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

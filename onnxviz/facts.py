@@ -145,7 +145,7 @@ def _notes(
             "No images were given: the hits are among the built-in samples, which are few and general. "
             "With --images the report shows your own."
         )
-    if preprocess.origin.startswith("guessed"):
+    if preprocess.guessed:
         notes.append(
             "The preprocessing is a guess. If the model was trained on other values, name them with "
             "--preprocess, --mean and --std, or in a sidecar file."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,13 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import ModelError, UnitError, UsageError
+from onnxviz.errors import ModelError, UnitError, UnsupportedOpError, UsageError
 from onnxviz.forward.session import Runner, Session, choose_provider
 from onnxviz.model import geometry
-from onnxviz.model.graph import ModelFile, Node, Probe, Shape
+from onnxviz.model.graph import Constants, Graph, ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
+from onnxviz.model.patterns import recognise
 from onnxviz.model.spans import Span, Spans, whole
 from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run, single
 from onnxviz.reverse.methods import Method, make_method
@@ -29,43 +31,71 @@ from onnxviz.reverse.project import (
     pull_units,
     seed_maps,
 )
+from onnxviz.reverse.rules import STOPS
 
 __all__ = ["Network", "load"]
 
 Array: TypeAlias = NDArray[Any]
 
 _DEFAULT_SIZE = 224
+_FEEDABLE = frozenset(
+    {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"}
+    | {"uint8", "uint16", "uint32", "uint64"}
+)
 _RUNNABLE_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")
 
 
-def load(model: str | Path, *, provider: str = "auto", size: tuple[int, int] | None = None) -> Network:
+def load(
+    model: str | Path,
+    *,
+    provider: str = "auto",
+    size: tuple[int, int] | None = None,
+    image: str | None = None,
+    feeds: Mapping[str, Array] | None = None,
+) -> Network:
     """Open an ONNX model.
 
     Args:
         model: path of the file.
         provider: ``auto`` (CUDA where there is one), ``cuda`` or ``cpu``.
         size: (height, width) of the images, where the model leaves it open; 224×224 by default.
+        image: name of the input that takes images, where there are several.
+        feeds: values of other inputs, by name; they become constants.
 
     Raises:
-        UsageError: no such file, an unknown provider, or a size that the model does not take.
+        UsageError: no such file, an unknown provider or input, or a size or value that the model does not take.
         ModelError: not a model, or none with an image input.
         ProviderError: CUDA was asked for and is not there.
     """
-    return Network(ModelFile(model), provider=choose_provider(provider), size=size)
+    return Network(ModelFile(model, feeds), provider=choose_provider(provider), size=size, image=image)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A model for inputs of known shapes: what depends on these shapes alone is constant."""
+
+    model: ModelFile
+    graph: Graph
+    constants: Constants
+    shapes: Mapping[str, Shape]
 
 
 class Network:
     """A model, its layers, and what can be computed with them. Made by `load`."""
 
     def __init__(
-        self, model: ModelFile, *, provider: str = "cpu", size: tuple[int, int] | None = None
+        self,
+        file: ModelFile,
+        *,
+        provider: str = "cpu",
+        size: tuple[int, int] | None = None,
+        image: str | None = None,
     ) -> None:
-        self.model = model
+        self.file = file
         self.provider = provider
-        self.image = image_input(model)
+        self.image = image_input(file, image)
         self.size = self._resolve_size(size)
-        self.graph = normalize(model.graph, model.constants, model.opset)
-        self._shapes: dict[tuple[tuple[str, Shape], ...], dict[str, Shape]] = {}
+        self._settled: dict[tuple[tuple[str, Shape], ...], _Settled] = {}
         self._recorder: tuple[tuple[Any, ...], Runner] | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._other: Network | None = None
@@ -76,7 +106,7 @@ class Network:
             return stated[0] or _DEFAULT_SIZE, stated[1] or _DEFAULT_SIZE
         if any(fixed not in (None, asked) for fixed, asked in zip(stated, size, strict=True)):
             raise UsageError(
-                f"{self.model.path} takes images of {stated[0] or 'any'}×{stated[1] or 'any'} only, "
+                f"{self.file.path} takes images of {stated[0] or 'any'}×{stated[1] or 'any'} only, "
                 f"not {size[0]}×{size[1]}."
             )
         return size
@@ -86,18 +116,52 @@ class Network:
         if size == self.size:
             return self
         if self._other is None or self._other.size != size:
-            self._other = Network(self.model, provider=self.provider, size=size)
+            self._other = Network(self.file, provider=self.provider, size=size, image=self.image.name)
         return self._other
 
     # What the file says
 
     @cached_property
+    def _here(self) -> _Settled:
+        return self._settle({self.image.name: self.image.shape(self.image.batch or 1, self.size)})
+
+    @property
+    def model(self) -> ModelFile:
+        """The file, for images of `size`: control flow that depends on sizes alone is inlined."""
+        return self._here.model
+
+    @property
+    def graph(self) -> Graph:
+        """The graph, levelled, for images of `size`."""
+        return self._here.graph
+
+    @property
+    def constants(self) -> Constants:
+        """Every tensor that does not depend on the inputs' values, for images of `size`."""
+        return self._here.constants
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape of every tensor for images of `size`, at the model's own batch or 1."""
+        return self._here.shapes
+
+    @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, in topological order."""
-        order = self.image.order
-        shapes = self.shapes()
-        seen = geometry.fields(self.graph, self.image.name, (order[2], order[3]), shapes)
-        return list_layers(self.graph, self.model.constants, self.image.name, self.size, order, shapes, seen)
+        return tuple(layer for layer in self._all_layers if layer.tensor in self._live)
+
+    @cached_property
+    def _all_layers(self) -> tuple[Layer, ...]:
+        """The layers, and the pieces that activations are written in, which only their own names find."""
+        here, image = self._here, self.image
+        seen = geometry.fields(here.graph, image.name, image.axes, here.shapes)
+        return list_layers(
+            here.graph, here.constants, image.name, self.size, image.order, here.shapes, seen, self._live
+        )
+
+    @cached_property
+    def _live(self) -> set[str]:
+        """Tensors that something comes of."""
+        return self.graph.ancestors(self.graph.outputs)
 
     def layer(self, name: str) -> Layer:
         """The layer that a layer's, node's or tensor's name, or an alias, names.
@@ -105,58 +169,109 @@ class Network:
         Raises:
             LayerNotFoundError: none or several; the message lists the closest names.
         """
-        return find_layer(self.layers, name, plumbing=self._plumbing)
+        return find_layer(self.layers, name, aside=self._aside)
 
     def select(self, names: Iterable[str]) -> tuple[Layer, ...]:
         """Layers by names, globs, ranges (``conv1..conv5``) and ``all``; see `layers.find_layers`."""
-        return find_layers(self.layers, names, plumbing=self._plumbing)
+        return find_layers(self.layers, names, aside=self._aside)
 
     @cached_property
-    def _plumbing(self) -> dict[str, str]:
-        """Names of nodes and tensors that only carry a layer's values (Dropout, Identity, Flatten …)."""
-        tensors = {layer.tensor for layer in self.layers}
-        carried = {tensor: tensor for tensor in tensors}
-        names: dict[str, str] = {}
+    def _aside(self) -> dict[str, Layer]:
+        """Names of nodes and tensors that are not listed: what only carries a layer's values, and pieces."""
+        carried = {layer.tensor: layer for layer in self._all_layers}
+        names = {n: x for x in self._all_layers if x.tensor not in self._live for n in (x.name, x.tensor)}
         for node in self.graph.nodes:
             if node.op in PLUMBING and node.inputs and node.inputs[0] in carried:
                 carried[node.output] = names[node.output] = names[node.name] = carried[node.inputs[0]]
         return names
 
-    def shapes(self) -> dict[str, Shape]:
-        """Shape of every tensor for images of `size`, at the model's own batch or 1."""
-        return self._shapes_for({self.image.name: self.image.shape(self.image.batch or 1, self.size)})
-
-    def _shapes_for(self, fed: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Shape inference answers; what it leaves open is read off a run."""
+    def _settle(self, fed: Mapping[str, Shape]) -> _Settled:
+        """The model for inputs of the given shapes; others have their declared shapes, open sizes being 1."""
         key = tuple(fed.items())
-        if key in self._shapes:
-            return self._shapes[key]
-        inferred = self.model.shapes(fed)
-        known = {n: tuple(d for d in s if d is not None) for n, s in inferred.items() if None not in s}
-        reached = {name for source in fed for name in self.graph.descendants(source)}
-        if any(node.attrs.get("ceil_mode") for node in self.graph.nodes):
+        if key not in self._settled:
+            model, constants = self._specialised(fed)
+            inferred = model.shapes(self._all_inputs(fed))
+            graph = normalize(model.graph, constants, model.opset)
+            graph, made = recognise(graph, constants, inferred)
+            constants = constants.with_known(made)
+            shapes = self._shapes_for(model, graph, constants, fed, _complete(inferred))
+            self._settled[key] = _Settled(model, graph, constants, shapes)
+        return self._settled[key]
+
+    def _specialised(self, fed: Mapping[str, Shape]) -> tuple[ModelFile, Constants]:
+        """The model with its size arithmetic worked out, and control flow inlined that depends on it alone."""
+        model, known = self.file, dict[str, Array]()
+        while names := _size_arithmetic(model.graph, model.constants):
+            known.update(self._probe(model, names, fed))
+            sure = known
+            if model.graph.has_control_flow and self.image.batch is None:
+                sure = self._whatever_the_batch(model, known, fed)
+            settled = model.specialised(sure, self._lengths(model, fed))
+            if settled is model:
+                break
+            model = settled
+        return model, model.constants.with_known(known)
+
+    def _whatever_the_batch(
+        self, model: ModelFile, known: Mapping[str, Array], fed: Mapping[str, Shape]
+    ) -> dict[str, Array]:
+        """Those of ``known`` that are the same for one image more: only they decide about control flow."""
+        more = {**fed, self.image.name: (fed[self.image.name][0] + 1, *fed[self.image.name][1:])}
+        try:
+            other = self._probe(model, list(known), more)
+        except ModelError:
+            return dict(known)  # images will go one by one
+        return {name: value for name, value in known.items() if np.array_equal(value, other[name])}
+
+    def _lengths(self, model: ModelFile, fed: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes that are known without a run, where a Scan may ask for them."""
+        if not any(node.op == "Scan" for node in model.graph.nodes):
+            return {}
+        return _complete(model.shapes(self._all_inputs(fed)))
+
+    def _all_inputs(self, fed: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Shapes for all inputs: as given, else as declared, open sizes being 1."""
+        declared = {
+            info.name: tuple(d if isinstance(d, int) else 1 for d in info.shape)
+            for info in self.file.graph.inputs
+            if info.shape is not None
+        }
+        return {**declared, **fed}
+
+    def _shapes_for(
+        self,
+        model: ModelFile,
+        graph: Graph,
+        constants: Constants,
+        fed: Mapping[str, Shape],
+        inferred: Mapping[str, Shape],
+    ) -> dict[str, Shape]:
+        """Shape inference answers; what it leaves open is read off a run."""
+        inputs, known = self._all_inputs(fed), dict(inferred)
+        reached = {name for source in inputs for name in graph.descendants(source)}
+        if any(node.attrs.get("ceil_mode") for node in graph.nodes):
             # Inference counts a last window that lies in the padding alone; onnxruntime leaves it out.
-            known = {name: shape for name, shape in known.items() if name not in reached or name in fed}
-        used = {node.output for node in self.graph.nodes}.union(*(node.inputs for node in self.graph.nodes))
+            known = {name: shape for name, shape in known.items() if name not in reached or name in inputs}
+        used = {node.output for node in graph.nodes}.union(*(node.inputs for node in graph.nodes))
         # What onnxruntime cannot run is no hindrance beside the path; a layer behind it has no shape, and is none.
-        foreign = [node.output for node in self.graph.nodes if node.domain not in _RUNNABLE_DOMAINS]
-        beyond = {name for output in foreign for name in self.graph.descendants(output)}
+        foreign = [node.output for node in graph.nodes if node.domain not in _RUNNABLE_DOMAINS]
+        beyond = {name for output in foreign for name in graph.descendants(output)}
         unknown = [name for name in reached & used if name not in known and name not in beyond]
         if unknown:
-            dtypes = {info.name: info.dtype for info in self.graph.inputs}
-            feeds = {name: np.zeros(shape, dtypes[name]) for name, shape in fed.items()}
-            values = self._probe(unknown, feeds)
+            values = self._probe(model, unknown, fed)
             known.update({name: value.shape for name, value in values.items() if hasattr(value, "shape")})
-        constants = {n for node in self.graph.nodes for n in node.inputs if n in self.model.constants}
-        self.model.constants.fetch(constants - known.keys())
-        for name in constants - known.keys():
-            known[name] = self.model.constants[name].shape
-        self._shapes[key] = known
+        fixed = {n for node in graph.nodes for n in node.inputs if n in constants}
+        constants.fetch(fixed - known.keys())
+        for name in fixed - known.keys():
+            known[name] = constants[name].shape
         return known
 
-    def _probe(self, tensors: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Values of tensors for made-up feeds, to read their shapes off."""
-        session = Session(self.model, self.model.cut(tensors))
+    def _probe(self, model: ModelFile, tensors: Sequence[str], fed: Mapping[str, Shape]) -> dict[str, Array]:
+        """Values of tensors for made-up inputs, to read sizes off."""
+        dtypes = {info.name: info.dtype for info in model.graph.inputs}
+        inputs = self._all_inputs(fed)
+        feeds = {n: np.zeros(s, dtypes[n]) for n, s in inputs.items() if dtypes[n] in _FEEDABLE}
+        session = Session(model, model.cut(tensors))
         try:
             return session.run(feeds)
         except ModelError as error:
@@ -176,7 +291,7 @@ class Network:
             UsageError: its shape does not fit; both shapes are given.
         """
         x, image = np.asarray(x), self.image
-        found = tuple(x.shape[axis] for axis in image.order) if x.ndim == 4 else ()
+        found = image.to_nchw(x).shape if x.ndim == len(image.order) else ()
         stated = (None, image.channels, image.height, image.width)
         if not found or any(want not in (None, have) for want, have in zip(stated, found, strict=True)):
             raise UsageError(
@@ -191,7 +306,8 @@ class Network:
 
     def size_of(self, x: Array) -> tuple[int, int]:
         """(height, width) of the images in an input array."""
-        return x.shape[self.image.order[2]], x.shape[self.image.order[3]]
+        height, width = self.image.to_nchw(x).shape[2:]
+        return height, width
 
     def activations(self, x: Array, layer: str | Layer) -> Array:
         """Activations of a layer, (N, C, H, W) (or (N, C) for a vector), for the network's own input array ``x``."""
@@ -252,9 +368,37 @@ class Network:
 
         Raises:
             UnsupportedOpError: naming those that have none.
+            ModelError: a layer depends on another input, which has no value.
         """
         for layer in layers:
-            check_path(self.graph, self.model.constants, [self.image.name], [layer.tensor], method)
+            self.check_feeds(layer)
+            path = check_path(self.graph, self.constants, [self.image.name], [layer.tensor], method)
+            if not path:
+                raise UnsupportedOpError(self._no_way(layer, method))
+
+    def check_feeds(self, layer: Layer) -> None:
+        """Make sure that a layer depends on no input but the image.
+
+        Raises:
+            ModelError: naming those that it depends on.
+        """
+        needed = self.graph.ancestors([layer.tensor])
+        missing = [i for i in self.graph.inputs if i.name in needed and i.name != self.image.name]
+        if missing:
+            raise ModelError(
+                f"{self.file.path}: {layer} needs besides the image {'; '.join(map(str, missing))}. "
+                f"Give it a value: --feed {missing[0].name}=VALUE."
+            )
+
+    def _no_way(self, layer: Layer, method: Method) -> str:
+        """Why no cotangent gets from a layer to the image."""
+        between = self.graph.ancestors([layer.tensor]) & self.graph.descendants(self.image.name)
+        stops = [n for n in self.graph.nodes if n.output in between and method.stops(n)]
+        reasons = ", ".join(f"{n.op} {n.name!r} {STOPS[n.op]}" for n in stops[:3])
+        return (
+            f"Layer {layer} cannot be traced back to {self.image.name}: no small change of the image changes it"
+            f"{f' ({reasons})' if stops else ''}. Choose an earlier layer."
+        )
 
     def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
         """The plan for pulling a layer back: from one position for each unit, or from whole maps.
@@ -271,7 +415,7 @@ class Network:
             made = self._plan(layer, tuple(spans) if windows else full, method)
             if not made.batched and (self.image.batch or 1) > 1:
                 raise ModelError(
-                    f"{self.model.path}: its batch is fixed at {self.image.batch} and moved about on the way to "
+                    f"{self.file.path}: its batch is fixed at {self.image.batch} and moved about on the way to "
                     f"{layer}. Export it with a batch of 1, or an open one."
                 )
             self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
@@ -280,7 +424,7 @@ class Network:
     def _plan(self, layer: Layer, spans: Spans, method: Method) -> Plan:
         return plan(
             self.graph,
-            self.model.constants,
+            self.constants,
             self.shapes(),
             [self.image.name],
             {layer.tensor: spans},
@@ -312,24 +456,26 @@ class Network:
                 f"The network's inputs are {', '.join(dtypes)}; given are {', '.join(inputs) or 'none'}."
             )
         feeds = {name: np.asarray(value, dtypes[name]) for name, value in inputs.items()}
+        here = self._settle({name: value.shape for name, value in feeds.items()})
         sources = [i.name for i in self.graph.inputs if i.dtype.startswith("float")]
         targets = {self._tensor(name): np.asarray(g) for name, g in cotangents.items()}
-        shapes = self._shapes_for({name: value.shape for name, value in feeds.items()})
+        shapes = here.shapes
         for name, g in targets.items():
             if g.shape != shapes[name]:
                 raise UsageError(f"The cotangent of {name!r} is {g.shape}; the tensor is {shapes[name]}.")
         spans = {name: whole(shapes[name]) for name in targets}
-        made = plan(self.graph, self.model.constants, shapes, sources, spans, method, batch=None)
+        made = plan(here.graph, here.constants, shapes, sources, spans, method, batch=None)
         names = [name for name in made.records if name not in feeds]
         pools = [node.output for node in made.pools]
         found: dict[str, Array] = {}
         if names or pools:
-            found = Session(self.model, self.model.cut(names, pool_indices=pools)).run(feeds)
+            found = Session(here.model, here.model.cut(names, pool_indices=pools)).run(feeds)
         switches = {
             node.output: decode_switches(node, found[f"{node.output}:indices"], shapes[node.inputs[0]])
             for node in made.pools
         }
-        recording = Recording({**feeds, **{name: found[name] for name in names}}, switches)
+        values = {name: single(value) for name, value in {**feeds, **found}.items()}
+        recording = Recording(values, switches)
         return run(made, targets, recording, Units.all_of(1), sources)
 
     def _tensor(self, name: str) -> str:
@@ -389,7 +535,7 @@ class Network:
 
         Args:
             x: the network's own input array.
-            units: (M, 4) integers: sample, channel, y, x. For a vector layer y and x are 0.
+            units: (M, 4) integers: sample, channel, y, x. In a sequence y is 0, in a vector x too.
 
         Raises:
             LayerNotFoundError, UnitError: no such layer or unit.
@@ -399,7 +545,7 @@ class Network:
         net = self.resized(self.size_of(x))
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
         units = np.asarray(units, np.int64).reshape(-1, 4)
-        limits = (len(x), found.channels, *(*found.size, 1, 1)[:2])
+        limits = (len(x), found.channels, *found.grid)
         wrong = np.flatnonzero(((units < 0) | (units >= np.array(limits))).any(1))
         if len(wrong):
             raise UnitError(
@@ -417,6 +563,18 @@ class Network:
             rows = np.flatnonzero(np.isin(units[:, 0], chunk))
             local = units[rows]
             local[:, 0] = np.searchsorted(chunk, local[:, 0])
-            answer = pull_units(made, found, recording, local, method, self.image.name, self.image.order)
+            answer = pull_units(made, found, recording, local, method, self.image)
             pixels[rows], boxes[rows] = answer.pixels, answer.boxes
         return Projections(pixels, boxes)
+
+
+def _complete(shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Shape]:
+    """The shapes of which every size is known."""
+    return {n: tuple(d for d in s if d is not None) for n, s in shapes.items() if None not in s}
+
+
+def _size_arithmetic(graph: Graph, constants: Constants) -> list[str]:
+    """What is computed from sizes alone and used in something that is not."""
+    names = graph.shape_only(constants)
+    users = (node for node in graph.nodes if any(name not in names for name in node.outputs if name))
+    return list(dict.fromkeys(n for node in users for n in (*node.inputs, *node.captures) if n in names))

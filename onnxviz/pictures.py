@@ -34,6 +34,7 @@ SEEDS = ("unit", "map")
 
 _HITS_IN_MEMORY = 1152
 _HITS_AT_ONCE = 64
+_LEAST_SIDE = 48
 _LOSSLESS_CARD = 24
 """Cards of tiles up to this size are stored without loss: there every pixel shows."""
 
@@ -166,7 +167,6 @@ class _Artist:
     def _draw(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles]]:
         windows = self.seed == "unit"
         plan = self.network.plan_units(self.layer, self.method, windows=windows)
-        source, order = self.network.image.name, self.network.image.order
         for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
             recording = self.network.record(
                 self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
@@ -181,7 +181,7 @@ class _Artist:
                         [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, part, strict=True)]
                     )
                     pixels: Array = pull_units(
-                        plan, self.layer, recording, units, self.method, source, order
+                        plan, self.layer, recording, units, self.method, self.network.image
                     ).pixels
                 else:
                     channels = np.array([item.channel for item in part])
@@ -208,7 +208,7 @@ class _Artist:
 
     def _projected(self, plan: Plan, recording: Recording, seeds: Array, rows: Array) -> Array:
         answer = project_maps(plan, self.layer, seeds, recording, self.network.image.name, rows=rows)
-        return np.transpose(answer, self.network.image.order)
+        return self.network.image.to_nchw(answer)
 
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
         plan = self.network.plan_units(self.layer, self.method, windows=False)
@@ -224,8 +224,7 @@ class _Artist:
             pixels = self._projected(plan, recording, self._seeded(maps[rows]), rows)
             for item, row, projection in zip(items, rows, pixels, strict=True):
                 mean = np.maximum(maps[row], 0).mean(0)
-                flat = mean.reshape(mean.shape if mean.ndim == 2 else (-1, 1))
-                at = tuple(int(i) for i in np.unravel_index(int(flat.argmax()), flat.shape))
+                at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
                 box = self.layer.box(at[0], at[1])
                 cropped = _cropped(projection, box)
                 yield item, self._tiles(item.hit.image, cropped, mean, box), (at[0], at[1])
@@ -244,9 +243,11 @@ class _Artist:
     def _tiles(
         self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
     ) -> HitTiles:
-        activation = activation.reshape(activation.shape if activation.ndim == 2 else (-1, 1))
         return self.style.tiles(
-            self.gallery.picture(image), self.preprocess.display(projection), activation, box
+            self.gallery.picture(image),
+            self.preprocess.display(projection),
+            activation.reshape(self.layer.grid),
+            box,
         )
 
 
@@ -283,7 +284,7 @@ def project_image(
         raise UnitError(
             f"Layer {layer} has channels 0 to {layer.channels - 1}; there is no channel {channel}."
         )
-    grid = maps[channel].reshape((*layer.size, *(1, 1))[:2])
+    grid = maps[channel].reshape(layer.grid)
     at = position or tuple(int(i) for i in np.unravel_index(int(grid.argmax()), grid.shape))
     if any(not 0 <= v < n for v, n in zip(at, grid.shape, strict=True)):
         what = (
@@ -295,13 +296,14 @@ def project_image(
     found = network.project_units(x, layer, np.array([[0, channel, *at]]), method)
     box = layer.box(at[0], at[1])
     scale = max(1, round(320 / max(network.size)))
-    scaled = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+    tall, wide = (max(scale, -(-_LEAST_SIDE // n)) for n in network.size)
+    scaled = (box[0] * tall, box[1] * wide, box[2] * tall, box[3] * wide)
     picture = np.broadcast_to(preprocess.picture(array), (*network.size, 3))
     full = render.place_on_frame(preprocess.display(found.pixels[0]), box, network.size)
     sheet = render.grid(
         [
-            render.outlined(picture.repeat(scale, 0).repeat(scale, 1), scaled),
-            render.projection_rgb(full).repeat(scale, 0).repeat(scale, 1),
+            render.outlined(picture.repeat(tall, 0).repeat(wide, 1), scaled),
+            render.projection_rgb(full).repeat(tall, 0).repeat(wide, 1),
         ],
         2,
         gap=4,

@@ -158,10 +158,10 @@ def _options(command) -> str:
 
 
 def test_the_commands():
-    assert list(_commands()) == ["analyze", "layers", "project", "convert"]
+    assert list(_commands()) == ["analyze", "layers", "check", "project", "operators", "convert"]
 
 
-@pytest.mark.parametrize("name", ["analyze", "layers", "project", "convert"])
+@pytest.mark.parametrize("name", list(_commands()))
 def test_commands_and_all_their_options_have_help(name):
     command = _commands()[name]
     assert len(command.help) > 20

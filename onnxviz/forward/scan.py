@@ -183,9 +183,7 @@ def _batches(
 def _updated(one: LayerScan, outputs: dict[str, Array], images: Array, rank: str) -> LayerScan:
     layer = one.layer
     values = reduced(layer, outputs)
-    y, x = values["argmax"], np.zeros_like(values["argmax"])
-    if len(layer.size) > 1:
-        y, x = np.divmod(values["argmax"], math.prod(layer.size[1:]))
+    y, x = np.divmod(values["argmax"], layer.grid[1])
     finite = np.isfinite(values["max"]) & np.isfinite(values["min"]) & np.isfinite(values["sum"])
     score = values["sum" if rank == "sum" else "max"]
     score = np.where(finite, np.zeros_like(score) if rank == "first" else score, np.nan)

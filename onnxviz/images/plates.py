@@ -25,6 +25,7 @@ Picture: TypeAlias = NDArray[np.uint8]
 _MAT = (29, 30, 33)
 _CARD_TILE = 72
 _STRIP_TILE = 80
+_SLENDEREST = 6
 _PIXELATED = 36
 """Receptive fields up to this many pixels are stored and shown pixel by pixel."""
 
@@ -136,14 +137,15 @@ class PlateStyle:
 
 
 def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
-    """``size``, or less of the same shape where a side exceeds ``most``."""
-    return size if max(size) <= most else _inscribed(size, most)
+    """``size``, or less of the same shape where a side exceeds ``most``; slivers are stretched."""
+    return _inscribed(size, min(max(size), most))
 
 
 def _inscribed(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The largest size of the same shape in a square."""
+    """The largest size of the same shape in a square; slivers, of signals for one, are stretched."""
     larger = max(size)
-    return max(1, round(size[0] * side / larger)), max(1, round(size[1] * side / larger))
+    height, width = (max(side // _SLENDEREST, 1, round(n * side / larger)) for n in size)
+    return height, width
 
 
 def _mounted(picture: Picture, side: int) -> Picture:

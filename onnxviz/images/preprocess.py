@@ -22,6 +22,11 @@ __all__ = ["PRESETS", "Preprocess", "from_json", "resolve_preprocess"]
 DEFAULT_SIZE = 224  # where neither the model nor anybody says: what most ImageNet networks take
 LARGEST_SIZE = 16_384  # pixels a side
 KEYS = ("preset", "size", "resize", "crop_fraction", "order", "scale", "mean", "std")
+_OUTSIDE = 16
+"""How far beyond 0–255 values may reach and still be a picture's, rounding and overshoot aside."""
+
+_GUESS = "guessed from the input's shape"
+
 RESIZE = {"crop": "centre crop", "stretch": "stretched", "pad": "padded"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -63,6 +68,11 @@ class Preprocess:
     resize: str = "crop"
     crop_fraction: float = 1.0
 
+    @property
+    def guessed(self) -> bool:
+        """Whether nothing but the input's shape speaks for it."""
+        return self.origin == _GUESS
+
     def __call__(self, picture: Picture) -> NDArray[np.float32]:
         """The network's values for one picture: (C, H, W) float32, channels first whatever the layout.
 
@@ -86,14 +96,20 @@ class Preprocess:
         return frame
 
     def batch(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Stack (C, H, W) arrays in the network's layout: (N, C, H, W) or (N, H, W, C) float32."""
+        """Stack (C, H, W) arrays in the network's layout (`model.inputs.ImageInput`), float32."""
         stacked = np.stack(arrays)
-        return stacked if self.layout == "NCHW" else np.ascontiguousarray(stacked.transpose(0, 2, 3, 1))
+        if self.layout == "NHWC":
+            return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1))
+        missing = tuple(axis for axis, letter in enumerate("NCHW") if letter not in self.layout)
+        return stacked.squeeze(missing)
 
     def picture(self, x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """The picture (H, W, 3 or 1) RGB uint8 that the network's values (C, H, W) stand for."""
         mean, std = self._statistics()
         values = (x.astype(np.float32) * std + mean) / np.float32(self.scale)
+        low, high = min(float(values.min()), 0.0), max(float(values.max()), 255.0)
+        if low < -_OUTSIDE or high > 255 + _OUTSIDE:  # no picture: the network's own values, a signal perhaps
+            values = (values - low) * (255 / (high - low))
         pixels = np.rint(np.clip(values, 0, 255)).transpose(1, 2, 0)
         if self.order == "any":
             pixels = np.rint(pixels.mean(axis=2, keepdims=True))
@@ -328,7 +344,7 @@ def _base(
                 f"model metadata: onnxviz.preprocess is not valid JSON ({error}); --preprocess overrides it"
             ) from error
     guess = "raw" if dtype == "uint8" else "imagenet" if channels == 3 else "unit"
-    return guess, "guessed from the input's shape"
+    return guess, _GUESS
 
 
 def _expand(data: Mapping[str, Any], channels: int, origin: str) -> dict[str, Any]:

@@ -32,10 +32,14 @@ class Field:
 
 
 def fields(
-    graph: Graph, image: str, image_axes: tuple[int, int], shapes: Mapping[str, Shape]
+    graph: Graph, image: str, image_axes: tuple[int | None, int | None], shapes: Mapping[str, Shape]
 ) -> dict[str, Field]:
-    """The receptive field of every tensor that depends on ``image`` and has a shape."""
-    found = {image: Field(tuple(Span(1, 0, 1, axis) for axis in image_axes))}  # type: ignore[arg-type]
+    """The receptive field of every tensor that depends on ``image`` and has a shape.
+
+    ``image_axes``: the image's axes for height and width, None where it has none.
+    """
+    height, width = (None if axis is None else Span(1, 0, 1, axis) for axis in image_axes)
+    found = {image: Field((height, width))}
     for node in graph.nodes:
         sources = [(i, name) for i, name in enumerate(node.inputs) if name in found]
         if not sources or any(name and name not in shapes for name in node.inputs):

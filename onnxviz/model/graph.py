@@ -1,4 +1,4 @@
-"""The graph of an ONNX file: the only module that reads or writes protobuf.
+"""The graph of an ONNX file: with `opening.py` and `inline.py`, which it calls, all that reads or writes protobuf.
 
 `ModelFile` opens a file and answers for its structure (`Graph`), its constants wherever they hide, its tensor
 shapes, and cut-down copies of itself that onnxruntime can run. All other modules see plain frozen dataclasses.
@@ -6,10 +6,13 @@ shapes, and cut-down copies of itself that onnxruntime can run. All other module
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+import math
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +24,21 @@ import onnx.version_converter
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from onnxviz.errors import ModelError, UsageError
+from onnxviz.model.constants import Constants
+from onnxviz.model.external import ExternalFiles
+from onnxviz.model.feeds import fit
+from onnxviz.model.inline import (
+    CONTROL_FLOW,
+    Facts,
+    captures,
+    in_order,
+    inline,
+    is_control_flow,
+    lift_constants,
+    make_names_unique,
+)
+from onnxviz.model.opening import declare, first_line, open_model, opset_of
+from onnxviz.model.sizes import shape_only
 from onnxviz.runtime import open_session
 
 __all__ = [
@@ -32,19 +50,16 @@ __all__ = [
     "Probe",
     "Shape",
     "TensorInfo",
+    "operator_versions",
     "schema_defaults",
 ]
 
 Attribute: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
 
-OLDEST_OPSET = 8
-"""The first opset whose MaxPool gives its indices; older files are converted up when opened."""
 
-_GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-
-_SMALL = 1024
-"""Constants of at most this many elements can hold shapes, so shape inference gets their values."""
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
+"""Types whose elements share bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Node:
     """One operator. ``inputs`` and ``outputs`` are tensor names; "" stands for an optional one left out.
 
     ``captures`` are outer tensors that subgraphs of If, Loop and Scan read.
+    ``pieces`` are the operators that the file writes it in, where it was recognised (`recognise`).
     """
 
     name: str
@@ -61,11 +77,12 @@ class Node:
     outputs: tuple[str, ...]
     attrs: Mapping[str, Attribute] = field(default_factory=dict)
     captures: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
 
     @property
     def output(self) -> str:
-        """The first output."""
-        return self.outputs[0]
+        """The first output that is not left out."""
+        return next(name for name in self.outputs if name)
 
     @property
     def kind(self) -> str:
@@ -99,8 +116,8 @@ class Graph:
         """The node that makes each tensor."""
         return {name: node for node in self.nodes for name in node.outputs if name}
 
-    def ancestors(self, tensors: Iterable[str]) -> set[str]:
-        """All tensors that ``tensors`` depend on, themselves included."""
+    def ancestors(self, tensors: Iterable[str], stop: Container[str] = ()) -> set[str]:
+        """All tensors that ``tensors`` depend on, themselves included; those in ``stop`` depend on nothing."""
         seen: set[str] = set()
         stack = list(tensors)
         while stack:
@@ -108,9 +125,18 @@ class Graph:
             if not name or name in seen:
                 continue
             seen.add(name)
-            if node := self.producer.get(name):
+            if name not in stop and (node := self.producer.get(name)):
                 stack.extend((*node.inputs, *node.captures))
         return seen
+
+    @cached_property
+    def has_control_flow(self) -> bool:
+        """Whether an If, Loop or Scan was left as it is."""
+        return any(node.kind in CONTROL_FLOW for node in self.nodes)
+
+    def shape_only(self, constants: Container[str]) -> frozenset[str]:
+        """Tensors that depend on the inputs' sizes but not on their values; see `sizes.shape_only`."""
+        return shape_only(self, constants)
 
     def descendants(self, tensor: str) -> set[str]:
         """All tensors that depend on ``tensor``, itself included."""
@@ -134,95 +160,48 @@ class Probe:
     nodes: tuple[tuple[str, tuple[np.ndarray, ...], Mapping[str, Any]], ...]
 
 
-class Constants(Mapping[str, np.ndarray]):
-    """Every tensor of a model that does not depend on its inputs, by name, decoded when first asked for.
-
-    Initializers (also those that are graph inputs), Constant and ConstantOfShape nodes, and whatever nodes
-    compute from these alone; the last are evaluated by onnxruntime.
-    """
-
-    def __init__(self, model: ModelFile) -> None:
-        self._model = model
-        self._cache: dict[str, np.ndarray] = {}
-        names = dict.fromkeys(model.initializers)
-        for proto in model.proto.graph.node:
-            fed = [name for name in (*proto.input, *_captures(proto)) if name]
-            if not proto.op_type.startswith(("Random", "Bernoulli", "Multinomial")) and all(
-                name in names for name in fed
-            ):
-                names.update(dict.fromkeys(name for name in proto.output if name))
-        self._names = names
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._cache:
-            self.fetch([name])
-        return self._cache[name]
-
-    def fetch(self, names: Iterable[str]) -> None:
-        """Decode several at once: those that need computing share one onnxruntime session."""
-        computed = []
-        for name in names:
-            if name in self._cache:
-                continue
-            if name not in self._names:
-                raise KeyError(name)
-            array = self._direct(name)
-            if array is None:
-                computed.append(name)
-            else:
-                self._keep(name, array)
-        if computed:
-            for name, array in zip(computed, self._model.evaluate(computed), strict=True):
-                self._keep(name, array)
-
-    def _keep(self, name: str, array: np.ndarray) -> None:
-        array = array.view()
-        array.flags.writeable = False
-        self._cache[name] = array
-
-    def _direct(self, name: str) -> np.ndarray | None:
-        if (tensor := self._model.initializers.get(name)) is not None:
-            return self._model.decode(tensor)
-        proto = self._model.maker[name]
-        attrs = {a.name: a for a in proto.attribute}
-        if proto.op_type == "Constant" and "value" in attrs:
-            return self._model.decode(attrs["value"].t)
-        if proto.op_type == "ConstantOfShape":
-            value = numpy_helper.to_array(attrs["value"].t) if "value" in attrs else np.zeros(1, np.float32)
-            return np.full(tuple(int(d) for d in self[proto.input[0]]), value.reshape(-1)[0])
-        return None
-
-
 class ModelFile:
     """An ONNX file, opened.
 
+    Constants are levelled: whether the file keeps them as initializers, as Constant nodes or as inputs that were
+    fed, they are all in ``initializers``. An If, Loop or Scan whose condition, trip count or length is constant is
+    written out. Weights are neither read nor copied.
+
+    Args:
+        feeds: values for inputs by name, which are constants from then on; see `feeds.fit` for types and shapes.
+
     Raises:
-        UsageError: the path does not exist or is a folder.
+        UsageError: the path does not exist or is a folder; a value is fed to no input, or does not fit it.
         ModelError: the file is not an ONNX model, or is one that cannot be opened.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, feeds: Mapping[str, np.ndarray] | None = None) -> None:
         self.path = Path(path)
         self.folder = self.path.resolve().parent
-        self.proto = _open(self.path)
-        self.initializers: dict[str, TensorProto] = {t.name: t for t in self.proto.graph.initializer}
-        if self.proto.graph.sparse_initializer:
-            names = ", ".join(t.values.name for t in self.proto.graph.sparse_initializer)
-            raise ModelError(
-                f"{self.path}: sparse initializers ({names}) are not supported; store them dense."
-            )
-        self.maker = {name: node for node in self.proto.graph.node for name in node.output if name}
-        self.constants = Constants(self)
+        opened = open_model(self.path)
+        proto = opened.proto
+        self.stated_opset = opened.stated_opset
+        """Version of the default operator set that the file states; see `opset`."""
+        self.producer_name = f"{proto.producer_name} {proto.producer_version}".strip()
+        """Producer and version, as the file says, or ""."""
+        self.metadata: dict[str, str] = {p.key: p.value for p in proto.metadata_props}
+        """The file's metadata properties."""
+        lifted = lift_constants(proto.graph.node)
+        self.initializers: dict[str, TensorProto] = opened.weights | lifted.tensors
+        self._header = onnx.ModelProto(
+            ir_version=proto.ir_version, opset_import=proto.opset_import, producer_name="onnxviz"
+        )
+        self._header.graph.name = proto.graph.name or "cut"
+        self._inputs = list(proto.graph.input)
+        self._outputs = list(proto.graph.output)
+        self._files = ExternalFiles(self.folder)
+        self._feed(feeds or {})
+        taken = (*(v.name for v in self._inputs), *self.initializers)
+        make_names_unique(lifted.nodes, taken)
+        self._nodes: list[onnx.NodeProto] = in_order(lifted.nodes)
         self.graph = self._read_graph()
+        self.constants = Constants(self)
+        self._inline({}, None)
 
     @cached_property
     def sha256(self) -> str:
@@ -233,47 +212,121 @@ class ModelFile:
     @property
     def opset(self) -> int:
         """Version of the default operator set, after conversion."""
-        return _opset(self.proto)
-
-    @property
-    def producer_name(self) -> str:
-        """Producer and version, as the file says, or ""."""
-        return f"{self.proto.producer_name} {self.proto.producer_version}".strip()
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The file's metadata properties."""
-        return {p.key: p.value for p in self.proto.metadata_props}
+        return opset_of(self._header)
 
     @property
     def parameters(self) -> int:
         """Number of elements in stored floating-point tensors: initializers and Constant nodes."""
         real = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
-        stored = [a.t for node in self.proto.graph.node if node.op_type == "Constant" for a in node.attribute]
-        return sum(
-            int(np.prod(t.dims)) for t in (*self.initializers.values(), *stored) if t.data_type in real
-        )
+        return sum(math.prod(t.dims) for t in self.initializers.values() if t.data_type in real)
+
+    def specialised(
+        self, values: Mapping[str, np.ndarray], shapes: Mapping[str, Shape] | None = None
+    ) -> ModelFile:
+        """The model for the case in which some tensors are known: every If, Loop and Scan that hangs on them is
+        written out.
+
+        What subgraphs bring out may again hold some that hang on tensors not known before: repeat it with their
+        values until it returns the same model.
+
+        Args:
+            values: known tensors by name, such as what follows from the images' size alone.
+            shapes: shapes of tensors, where a Scan may ask for them.
+
+        Returns:
+            A model that shares all weights with this one; this one if there is nothing to write out.
+
+        Raises:
+            ModelError: an If, Loop or Scan is malformed.
+        """
+        other = copy.copy(self)
+        return other if other._inline(values, shapes or {}) else self
+
+    def _inline(self, known: Mapping[str, np.ndarray], shapes: Mapping[str, Shape] | None) -> bool:
+        """Write out what can be, until nothing is left; False if there was nothing.
+
+        ``shapes``: None for what shape inference tells of the inputs that the file declares.
+        """
+        changed = False
+        while any(is_control_flow(node) for node in self._nodes):
+            constants = self.constants.with_known(known) if known else self.constants
+            taken = (*(v.name for v in self._inputs), *self.initializers)
+            facts = Facts(constants, _value_of(constants), _shape_of(self, shapes), self.opset)
+            try:
+                part = inline(self._nodes, taken, facts)
+            except (IndexError, KeyError, StopIteration, ValueError) as error:
+                raise ModelError(f"{self.path}: an If, Loop or Scan is malformed: {error}.") from error
+            if part is None:
+                break
+            changed = True
+            self._nodes = in_order(part.nodes)
+            self.initializers = self.initializers | part.tensors
+            self.graph = self._read_graph()
+            self.constants = Constants(self, base=self.constants)
+        return changed
+
+    def _feed(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Make initializers of inputs."""
+        inputs = {v.name: v for v in self._inputs}
+        for name, value in feeds.items():
+            if name not in inputs:
+                listed = "; ".join(
+                    str(_tensor_info(v)) for n, v in inputs.items() if n not in self.initializers
+                )
+                raise UsageError(f"{self.path} has no input {name!r} to feed. Its inputs are: {listed}.")
+            info = _tensor_info(inputs[name])
+            array = fit(info, _numeric(inputs[name]), value)
+            self.initializers[name] = numpy_helper.from_array(array, name)
 
     def decode(self, tensor: TensorProto) -> np.ndarray:
-        """The array of a stored tensor, read from its external file if it has one."""
-        if external_data_helper.uses_external_data(tensor):
-            loaded = TensorProto()
-            loaded.CopyFrom(tensor)
-            try:
-                external_data_helper.load_external_data_for_tensor(loaded, str(self.folder))
-            except Exception as error:  # onnx raises whatever its checker and the file system do
-                where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
-                raise ModelError(
-                    f"{self.path}: weights of {tensor.name} should be in {where!r} beside it: {_first_line(error)}"
-                ) from error
-            tensor = loaded
-        return np.asarray(numpy_helper.to_array(tensor))
+        """The array of a stored tensor; if it has a file of its own, a view of that, mapped into memory.
+
+        Raises:
+            ModelError: it is damaged, or its file is not there, or is one that a model may not read.
+        """
+        external = external_data_helper.uses_external_data(tensor)
+        try:
+            return self._mapped(tensor) if external else np.asarray(numpy_helper.to_array(tensor))
+        except (OSError, TypeError, ValueError) as error:
+            reason = first_line(error)
+            if not external:
+                raise ModelError(f"{self.path}: the tensor {tensor.name!r} is damaged: {reason}.") from error
+            where = next((e.value for e in tensor.external_data if e.key == "location"), "?")
+            if isinstance(error, OSError):
+                reason = error.strerror or reason
+            raise ModelError(
+                f"{self.path}: weights of {tensor.name} should be in {where!r} beside it: {reason}."
+            ) from error
+
+    def _mapped(self, tensor: TensorProto) -> np.ndarray:
+        entries = {e.key: e.value for e in tensor.external_data}
+        kind = TensorProto.DataType.Name(tensor.data_type)
+        dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        if dtype.hasobject:
+            raise ValueError("text cannot lie in another file")
+        if any(d < 0 for d in tensor.dims):
+            raise ValueError(f"its shape is {tuple(tensor.dims)}")
+        bits = math.prod(tensor.dims) * _BITS.get(kind, 8 * dtype.itemsize)
+        length = (bits + 7) // 8
+        stated = int(entries.get("length") or length)
+        if stated != length:
+            raise ValueError(f"it has {stated} bytes, and {length} are needed for {kind} {list(tensor.dims)}")
+        data = self._files.read(entries.get("location", ""), int(entries.get("offset") or 0), length)
+        if kind in _BITS:
+            stored = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=data.tobytes())
+            return np.asarray(numpy_helper.to_array(stored))
+        return data.view(dtype).reshape(tuple(tensor.dims))
+
+    def fill(self, name: str) -> np.ndarray:
+        """What a ConstantOfShape node fills its output ``name`` with: an array of no dimensions."""
+        node = next(node for node in self._nodes if name in node.output)
+        value = next((a.t for a in node.attribute if a.name == "value"), None)
+        return np.zeros((), np.float32) if value is None else numpy_helper.to_array(value).reshape(())
 
     def _read_graph(self) -> Graph:
-        graph = self.proto.graph
         taken: set[str] = set()
         nodes = []
-        for proto in graph.node:
+        for proto in self._nodes:
             if not any(proto.output):
                 continue
             name = proto.name
@@ -284,20 +337,20 @@ class ModelFile:
                 Node(
                     name=name,
                     op=proto.op_type,
-                    domain="" if proto.domain == "ai.onnx" else proto.domain,
+                    domain=proto.domain,
                     inputs=tuple(proto.input),
                     outputs=tuple(proto.output),
                     attrs=_attributes(proto),
-                    captures=_captures(proto),
+                    captures=captures(proto),
                 )
             )
-        inputs = tuple(_tensor_info(v) for v in graph.input if v.name not in self.initializers)
-        return Graph(tuple(nodes), inputs, tuple(v.name for v in graph.output))
+        inputs = tuple(_tensor_info(v) for v in self._inputs if v.name not in self.initializers)
+        return Graph(tuple(nodes), inputs, tuple(v.name for v in self._outputs))
 
     def shapes(self, feeds: Mapping[str, Shape]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of all tensors that onnx's shape inference can tell, for inputs of the given shapes."""
         model = self._skeleton()
-        for info in self.proto.graph.input:
+        for info in self._inputs:
             if info.name in feeds:
                 model.graph.input.append(
                     helper.make_tensor_value_info(
@@ -306,22 +359,12 @@ class ModelFile:
                 )
             elif info.name not in self.initializers:
                 model.graph.input.append(info)
-        for name, tensor in self.initializers.items():
-            if int(np.prod(tensor.dims)) <= _SMALL and not external_data_helper.uses_external_data(tensor):
-                model.graph.initializer.append(tensor)
-            else:
-                model.graph.input.append(
-                    helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
-                )
-        model.graph.node.extend(self.proto.graph.node)
-        for output in self.proto.graph.output:
-            value = model.graph.output.add()
-            value.name = output.name
-            value.type.tensor_type.elem_type = output.type.tensor_type.elem_type
+        declare(model.graph, self.initializers)
+        model.graph.node.extend(self._nodes)
         try:
             inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         except Exception as error:  # the C++ checker's own error types
-            raise ModelError(f"{self.path}: its shapes cannot be worked out: {_first_line(error)}") from error
+            raise ModelError(f"{self.path}: its shapes cannot be worked out: {first_line(error)}") from error
         found: dict[str, tuple[int | None, ...]] = {}
         for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
             if value.type.tensor_type.HasField("shape"):
@@ -340,6 +383,7 @@ class ModelFile:
         pool_indices: Sequence[str] = (),
         batch: int | str | None = None,
         image: str | None = None,
+        known: Mapping[str, np.ndarray] | None = None,
     ) -> bytes:
         """A model that computes just the asked-for tensors, serialised for onnxruntime.
 
@@ -349,11 +393,13 @@ class ModelFile:
             pool_indices: output tensors of MaxPool nodes whose indices to output too, as ``<tensor>:indices``.
             batch: new first dimension of the input ``image``; None keeps what the file says.
             image: the input that ``batch`` is for.
+            known: tensors that are not computed but have these values.
         """
-        needed = self.graph.ancestors([*tensors, *(p.source for p in probes), *pool_indices])
+        known = known or {}
+        needed = self.graph.ancestors([*tensors, *(p.source for p in probes), *pool_indices], known)
         model = self._skeleton()
         graph = model.graph
-        for info in self.proto.graph.input:
+        for info in self._inputs:
             if info.name in needed and info.name not in self.initializers:
                 value = graph.input.add()
                 value.CopyFrom(info)
@@ -363,12 +409,15 @@ class ModelFile:
                         dim.dim_value = batch
                     else:
                         dim.dim_param = batch
-        graph.initializer.extend(t for name, t in self.initializers.items() if name in needed)
-        for proto in self.proto.graph.node:
-            if needed.isdisjoint(proto.output):
+        graph.initializer.extend(
+            numpy_helper.from_array(known[name], name) for name in needed if name in known
+        )
+        for proto in self._nodes:
+            if not any(name in needed and name not in known for name in proto.output):
                 continue
             kept = graph.node.add()
             kept.CopyFrom(proto)
+            kept.output[:] = [f"{name}:computed" if name in known else name for name in proto.output]
             if proto.op_type == "MaxPool" and proto.output[0] in pool_indices:
                 del kept.output[1:]
                 kept.output.append(f"{proto.output[0]}:indices")
@@ -384,102 +433,70 @@ class ModelFile:
                 value_name = out
         wanted = [*tensors, *(p.name for p in probes), *(f"{t}:indices" for t in pool_indices)]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
-        return bytes(model.SerializeToString())
+        weights = (t for name, t in self.initializers.items() if name in needed and name not in known)
+        return _serialised(model, weights)
 
-    def evaluate(self, names: Sequence[str]) -> list[np.ndarray]:
-        """Values of constant tensors, computed by onnxruntime on the CPU."""
-        values = open_session(self.cut(names), self.path).run(list(names), {})
+    def evaluate(
+        self, names: Sequence[str], known: Mapping[str, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
+        """Values of constant tensors, computed by onnxruntime on the CPU; ``known`` ones are given."""
+        values = open_session(self.cut(names, known=known), self.path).run(list(names), {})
         return [np.asarray(value) for value in values]
 
     def _skeleton(self) -> onnx.ModelProto:
-        model = onnx.ModelProto(ir_version=self.proto.ir_version, producer_name="onnxviz")
-        model.opset_import.extend(self.proto.opset_import)
-        model.graph.name = self.proto.graph.name or "cut"
+        model = onnx.ModelProto()
+        model.CopyFrom(self._header)
         return model
 
 
-def _open(path: Path) -> onnx.ModelProto:
-    if not path.exists():
-        raise UsageError(f"{path}: there is no such file. Give the path of an ONNX model.")
-    if path.is_dir():
-        raise UsageError(
-            f"{path} is a folder. Give the path of an ONNX model, such as {path / 'model.onnx'}."
-        )
-    try:
-        proto = onnx.load_model(str(path), format="protobuf", load_external_data=False)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ModelError(
-            f"{path} is not an ONNX model ({_looks_like(path)}). Export the network to ONNX first."
-        ) from error
-    if not proto.graph.node:
-        raise ModelError(f"{path} is not an ONNX model, or one without a single node ({_looks_like(path)}).")
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
-    if 0 < _opset(proto) < OLDEST_OPSET:
-        old = _opset(proto)
+def _value_of(constants: Constants) -> Callable[[str], np.ndarray | None]:
+    def value(name: str) -> np.ndarray | None:
         try:
-            proto = onnx.version_converter.convert_version(_with_plain_broadcasts(proto), OLDEST_OPSET)
-        except Exception as error:
-            raise ModelError(
-                f"{path}: opset {old} is older than {OLDEST_OPSET} and could not be converted: "
-                f"{_first_line(error)}. Export the model with a newer opset."
-            ) from error
-    return proto
+            return constants.get(name)
+        except ModelError:
+            # Computed by operators that onnxruntime does not have: not known then, and refused if on a path.
+            return None
+
+    return value
 
 
-def _with_plain_broadcasts(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Before opset 7 a second operand could be lined up with any ``axis`` of the first.
+def _shape_of(
+    model: ModelFile, shapes: Mapping[str, Shape] | None
+) -> Callable[[str], Sequence[int | None] | None]:
+    @cache
+    def inferred() -> Mapping[str, Sequence[int | None]]:
+        return shapes if shapes is not None else model.shapes({})
 
-    Here it gets the ones that NumPy's broadcasting wants; onnx 1.23's converter puts them in the wrong places.
+    return lambda name: inferred().get(name)
+
+
+def _serialised(model: onnx.ModelProto, weights: Iterable[TensorProto]) -> bytes:
+    """A model with more initializers, serialised, each copied just once.
+
+    In protobuf's encoding what follows a message is merged into it: here the field ``graph`` (7) of the model once
+    more, with nothing but an ``initializer`` (5), whose ``raw_data`` (9) comes last.
     """
-    inferred = onnx.shape_inference.infer_shapes(proto)
-    ranks = {
-        v.name: len(v.type.tensor_type.shape.dim)
-        for v in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output)
-    }
-    ranks |= {t.name: len(t.dims) for t in proto.graph.initializer}
-    levelled = onnx.ModelProto()
-    levelled.CopyFrom(proto)
-    del levelled.graph.node[:]
-    for number, node in enumerate(proto.graph.node):
-        attrs = {a.name: a for a in node.attribute}
-        kept = onnx.NodeProto()
-        kept.CopyFrom(node)
-        if "broadcast" in attrs and "axis" in attrs:
-            first, second = (ranks[name] for name in node.input[:2])
-            axis = attrs["axis"].i % first
-            if missing := first - axis - second:
-                name = f"{node.input[1]}:aligned{number}"
-                axes = list(range(second, second + missing))
-                levelled.graph.node.append(helper.make_node("Unsqueeze", [node.input[1]], [name], axes=axes))
-                kept.input[1] = name
-            kept.attribute.remove(attrs["axis"])
-        levelled.graph.node.append(kept)
-    return levelled
+    out = io.BytesIO()
+    out.write(model.SerializeToString())
+    for tensor in weights:
+        if raw := tensor.raw_data:
+            head = TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
+            start = head.SerializeToString() + _tag(9, len(raw))
+        else:
+            start = tensor.SerializeToString()
+        inner = _tag(5, len(start) + len(raw))
+        out.write(_tag(7, len(inner) + len(start) + len(raw)) + inner + start)
+        out.write(raw)
+    return out.getvalue()
 
 
-def _looks_like(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
-        return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: run 'git lfs pull'"
-    if head.startswith(b"PK\x03\x04"):
-        return "it is a zip archive, perhaps a PyTorch checkpoint"
-    if head.startswith(b"\x89HDF"):
-        return "it is an HDF5 file, perhaps a Keras model"
-    try:
-        head[:400].decode("utf-8")
-    except UnicodeDecodeError:
-        return "its bytes are not a complete protobuf message"
-    return "it holds text"
-
-
-def _opset(proto: onnx.ModelProto) -> int:
-    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+def _tag(number: int, length: int) -> bytes:
+    """What comes before a field of ``length`` bytes: its number, and the length in groups of 7 bits."""
+    found = bytearray([number << 3 | 2])
+    while length > 127:
+        found.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*found, length])
 
 
 def _attributes(proto: onnx.NodeProto) -> dict[str, Attribute]:
@@ -507,19 +524,21 @@ def schema_defaults(op: str, domain: str, opset: int) -> dict[str, Attribute]:
     return _attributes(onnx.NodeProto(attribute=stated))
 
 
-def _captures(proto: onnx.NodeProto) -> tuple[str, ...]:
-    """Tensors from outside that the subgraphs of a node read."""
-    found: dict[str, None] = {}
-    for attr in proto.attribute:
-        for graph in (attr.g, *attr.graphs) if attr.type in _GRAPHS else ():
-            inner = {v.name for v in graph.input} | {t.name for t in graph.initializer}
-            for node in graph.node:
-                found.update(
-                    dict.fromkeys(n for n in (*node.input, *_captures(node)) if n and n not in inner)
-                )
-                inner.update(node.output)
-            found.update(dict.fromkeys(v.name for v in graph.output if v.name not in inner))
-    return tuple(found)
+def operator_versions(op: str) -> tuple[int, ...]:
+    """The opsets that define an operator of the default domain anew."""
+    schemas = onnx.defs.get_all_schemas_with_history()
+    return tuple(
+        sorted(s.since_version for s in schemas if s.name == op and not s.domain and not s.deprecated)
+    )
+
+
+def _numeric(value: onnx.ValueInfoProto) -> np.dtype[Any] | None:
+    """The type of an input of numbers; None for text, sequences and the like."""
+    kind = value.type.tensor_type.elem_type
+    if kind in (TensorProto.UNDEFINED, TensorProto.STRING):
+        return None
+    dtype: np.dtype[Any] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    return dtype
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
@@ -534,8 +553,3 @@ def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
         )
     dtype = TensorProto.DataType.Name(tensor.elem_type).lower()
     return TensorInfo(value.name, {"float": "float32", "double": "float64"}.get(dtype, dtype), shape)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")

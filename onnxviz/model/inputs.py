@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from onnxviz.errors import ModelError
-from onnxviz.model.graph import ModelFile, Shape, TensorInfo
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxviz.errors import ModelError, UsageError
+from onnxviz.model.graph import Constants, Graph, ModelFile, Node, Shape, TensorInfo
 
 __all__ = ["ImageInput", "image_input"]
 
 _PICTURE_CHANNELS = (1, 3, 4)
 _DTYPES = ("float32", "float16", "float64", "uint8")
 
+_AXES: Mapping[str, tuple[int | None, ...]] = {
+    "NCHW": (0, 1, 2, 3),
+    "NHWC": (0, 3, 1, 2),
+    "NHW": (0, None, 1, 2),
+    "NW": (0, None, None, 1),
+}
+"""Of each layout the axes that are N, C, H and W; None where there is none, and its size is 1."""
+
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input that takes images. ``height``, ``width`` and ``batch`` are None where the file leaves them open."""
+    """The input that takes images. ``height``, ``width`` and ``batch`` are None where the file leaves them open.
+
+    ``layout`` is NCHW or NHWC; NHW for three axes: grey images without a channel axis, or signals, whose
+    channels then are the rows of a picture and whose samples its columns; or NW for vectors.
+    """
 
     name: str
     dtype: str
@@ -27,47 +44,78 @@ class ImageInput:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Permutation of its axes to (N, C, H, W)."""
-        return (0, 1, 2, 3) if self.layout == "NCHW" else (0, 3, 1, 2)
+        """Permutation of its axes to (N, C, H, W), as far as it has them."""
+        return tuple(axis for axis in _AXES[self.layout] if axis is not None)
+
+    @property
+    def axes(self) -> tuple[int | None, int | None]:
+        """Its axes for height and width."""
+        _, _, height, width = _AXES[self.layout]
+        return height, width
 
     def shape(self, batch: int, size: tuple[int, int]) -> Shape:
         """Its shape for a batch of images of ``size`` (height, width)."""
-        if self.layout == "NCHW":
-            return (batch, self.channels, *size)
-        return (batch, *size, self.channels)
+        sizes = (batch, self.channels, *size)
+        return tuple(sizes[_AXES[self.layout].index(axis)] for axis in range(len(self.order)))
+
+    def to_nchw(self, x: NDArray[Any]) -> NDArray[Any]:
+        """An array in the input's layout as (N, C, H, W)."""
+        missing = tuple(k for k, axis in enumerate(_AXES[self.layout]) if axis is None)
+        return np.expand_dims(np.transpose(x, self.order), missing)
 
     def __str__(self) -> str:
-        height, width, batch = self.height or "H", self.width or "W", self.batch or "N"
-        dims: tuple[int | str, ...] = (batch, self.channels, height, width)
-        if self.layout == "NHWC":
-            dims = (batch, height, width, self.channels)
-        return f"{self.name}: {self.dtype} {'×'.join(str(d) for d in dims)} ({self.layout})"
+        sizes = (self.batch or "N", self.channels, self.height or "H", self.width or "W")
+        dims = [sizes[_AXES[self.layout].index(axis)] for axis in range(len(self.order))]
+        return f"{self.name}: {self.dtype} {'×'.join(map(str, dims))} ({self.layout})"
 
 
-def image_input(model: ModelFile) -> ImageInput:
-    """Find it: the one input with four axes, of which the second (NCHW) or the last (NHWC) counts channels.
+def image_input(model: ModelFile, name: str | None = None) -> ImageInput:
+    """Find it: the input ``name``, or the one that looks most like images.
+
+    Four axes are images: the second (NCHW) or the last (NHWC) counts channels; where the file leaves both open,
+    the first convolution says. Without such an input, three axes (a plane, or a signal of channels by samples) or
+    two (a vector) will do.
 
     Raises:
-        ModelError: there is none, or more than one.
+        UsageError: there is no input ``name``.
+        ModelError: it takes no images; or there is no such input, or more than one.
     """
-    found = [image for info in model.graph.inputs if (image := _as_image(info)) is not None]
-    if len(found) == 1:
-        return found[0]
-    pictures = [image for image in found if image.channels in _PICTURE_CHANNELS]
-    if len(pictures) == 1:
-        return pictures[0]
     listed = "; ".join(str(i) for i in model.graph.inputs) or "no inputs"
-    if found:
-        raise ModelError(f"{model.path} has several inputs that could take images ({listed}).")
+    if name is not None:
+        info = next((i for i in model.graph.inputs if i.name == name), None)
+        if info is None:
+            raise UsageError(f"{model.path} has no input {name!r}: it has {listed}.")
+        if (image := _as_image(info, model)) is None:
+            raise ModelError(
+                f"{model.path}: its input {info} takes no images: that would be real numbers (or uint8), "
+                "N×C×H×W, N×H×W×C, N×H×W (or signals, N×C×W) or N×W, the number of channels known."
+            )
+        return image
+    images = [image for info in model.graph.inputs if (image := _as_image(info, model)) is not None]
+    for layouts in (("NCHW", "NHWC"), ("NHW",), ("NW",)):
+        found = [image for image in images if image.layout in layouts]
+        pictures = [image for image in found if image.channels in _PICTURE_CHANNELS]
+        for choice in (found, pictures):
+            if len(choice) == 1:
+                return choice[0]
+        if found:
+            raise ModelError(
+                f"{model.path} has several inputs that could take images ({listed}). Name one with --input."
+            )
     raise ModelError(
-        f"{model.path} has no image input: that would be a batch of images, N×C×H×W or N×H×W×C; it has {listed}."
+        f"{model.path} has no image input: that would be a batch of images, N×C×H×W or N×H×W×C "
+        f"(or planes or signals, N×H×W); it has {listed}."
     )
 
 
-def _as_image(info: TensorInfo) -> ImageInput | None:
-    if info.dtype not in _DTYPES or info.shape is None or len(info.shape) != 4:
+def _as_image(info: TensorInfo, model: ModelFile) -> ImageInput | None:
+    if info.dtype not in _DTYPES or info.shape is None or not 2 <= len(info.shape) <= 4:
         return None
     sizes = [d if isinstance(d, int) else None for d in info.shape]
+    if len(sizes) == 2:
+        return ImageInput(info.name, info.dtype, "NW", 1, 1, sizes[1], sizes[0])
+    if len(sizes) == 3:
+        return ImageInput(info.name, info.dtype, "NHW", 1, sizes[1], sizes[2], sizes[0])
     batch, second, third, last = sizes
     if last in _PICTURE_CHANNELS and second not in _PICTURE_CHANNELS:
         return ImageInput(info.name, info.dtype, "NHWC", last, second, third, batch)
@@ -75,4 +123,56 @@ def _as_image(info: TensorInfo) -> ImageInput | None:
         return ImageInput(info.name, info.dtype, "NCHW", second, third, last, batch)
     if last is not None:
         return ImageInput(info.name, info.dtype, "NHWC", last, second, third, batch)
+    if (found := _first_convolution(model.graph, model.constants, info.name)) is not None:
+        channels, layout = found
+        return ImageInput(info.name, info.dtype, layout, channels, *_sides(layout, sizes), batch)
+    return None
+
+
+def _sides(layout: str, sizes: list[int | None]) -> tuple[int | None, int | None]:
+    _, _, height, width = _AXES[layout]
+    assert height is not None and width is not None
+    return sizes[height], sizes[width]
+
+
+_BEFORE_CONVOLUTION = frozenset(
+    {
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "DequantizeLinear",
+        "Div",
+        "Identity",
+        "Mul",
+        "Pad",
+        "QuantizeLinear",
+    }
+    | {"Sub"}
+)
+
+
+def _first_convolution(graph: Graph, constants: Constants, name: str) -> tuple[int, str] | None:
+    """Channels and layout of an input, by the convolution that it comes to first."""
+    layout = "NCHW"
+    while True:
+        users = [node for node in graph.nodes if name in node.inputs]
+        conv = next((n for n in users if _weight(n, constants) is not None), None)
+        if conv is not None:
+            weight = _weight(conv, constants)
+            group = conv.attrs.get("group", 1)
+            assert weight is not None and isinstance(group, int)
+            return weight.shape[1] * group, layout
+        step = next((n for n in users if n.op in _BEFORE_CONVOLUTION or n.op == "Transpose"), None)
+        if step is None:
+            return None
+        if step.op == "Transpose":
+            if step.attrs.get("perm") != (0, 3, 1, 2) or layout != "NCHW":
+                return None
+            layout = "NHWC"
+        name = step.output
+
+
+def _weight(node: Node, constants: Constants) -> NDArray[Any] | None:
+    if node.op == "Conv" and len(node.inputs) > 1 and node.inputs[1] in constants:
+        return constants[node.inputs[1]]
     return None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxviz.errors import LayerNotFoundError
+from onnxviz.model.spans import Span
 
 if TYPE_CHECKING:
     from onnxviz.model.geometry import Field
@@ -30,6 +31,21 @@ _KINDS: Mapping[str, str] = {
 }
 """Base of a layer's alias where it is not the operator's name in lower case."""
 
+_CHANNELS_FIRST = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "DeformConv",
+        "DepthToSpace",
+    }
+    | {"GroupNormalization", "InstanceNormalization", "LRN", "LpPool", "MaxPool", "MaxUnpool", "QLinearConv"}
+    | {"SpaceToDepth"}
+)
+"""Operators that take axis 1 for channels, whatever came before."""
+
 PLUMBING = frozenset(
     {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
 )
@@ -40,9 +56,11 @@ PLUMBING = frozenset(
 class Layer:
     """A tensor of the network that has channels, and the node that makes it.
 
-    ``order`` permutes the tensor's axes to (N, C, spatial…). ``size`` is the spatial size of the output, () for
-    a vector. ``receptive_field`` is (height, width) in input pixels; ``stride`` and ``offset`` say where it is:
-    the unit at (y, x) sees from stride·(y, x) + offset on. ``stride`` is None where each unit sees all of it.
+    ``order`` permutes the tensor's axes to (N, C, spatial…). ``size`` is the spatial size of the output: (height,
+    width), (length,) of a sequence, whose units are at (0, x), or () of a vector, whose one unit is at (0, 0).
+    ``receptive_field`` is (height, width) in input pixels; ``stride`` and ``offset`` say where it is: the unit at
+    (y, x) sees from stride·(y, x) + offset on. A stride is 0 along an axis of which each unit sees all, and
+    ``stride`` is None where that is so of both.
     """
 
     name: str
@@ -56,6 +74,16 @@ class Layer:
     receptive_field: tuple[int, int]
     stride: tuple[int, int] | None
     offset: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of units."""
+        height, width = (1, 1, *self.size)[-2:]
+        return height, width
+
+    def index(self, y: int, x: int) -> tuple[int, ...]:
+        """Where the unit at (y, x) stands on the map's own axes."""
+        return (y, x)[2 - len(self.size) :]
 
     def box(self, y: int, x: int) -> tuple[int, int, int, int]:
         """What the unit at (y, x) sees: top, left, bottom, right in input pixels, not clipped."""
@@ -75,10 +103,12 @@ def list_layers(
     image_order: tuple[int, ...],
     shapes: Mapping[str, Shape],
     seen: Mapping[str, Field],
+    live: Container[str],
 ) -> tuple[Layer, ...]:
     """All layers between the image and the outputs, in topological order.
 
     Args:
+        live: tensors that an output depends on; others are not counted in aliases, their alias is their name.
         image_order: permutation of the image input's axes to (N, C, H, W).
         shapes: of every tensor, at batch 1.
         seen: receptive fields, by tensor (`geometry.fields`).
@@ -103,9 +133,11 @@ def list_layers(
             kind = "fc"
         # A Split makes several layers; the further outputs of other operators are no activations.
         for index, tensor in enumerate(node.outputs if node.op == "Split" else node.outputs[:1]):
-            counts[kind] = counts.get(kind, 0) + 1
-            aliases = [f"{kind}{counts[kind]}", *blocks.alias(node)]
             name = tensor if index else node.name
+            aliases = [name]
+            if tensor in live:
+                counts[kind] = counts.get(kind, 0) + 1
+                aliases = [f"{kind}{counts[kind]}", *blocks.alias(node)]
             layers.append(
                 _layer(node, name, tensor, shapes[tensor], order, aliases, seen[tensor], image_size)
             )
@@ -117,11 +149,9 @@ def _order(node: Node, orders: Mapping[str, tuple[int, ...]], shapes: Mapping[st
     shape = shapes[node.output]
     rank = len(shape)
     plain = tuple(range(rank))
-    if node.op in ("Conv", "MaxPool", "AveragePool", "BatchNormalization", "LRN") or node.op.startswith(
-        "Global"
-    ):
+    if node.op in _CHANNELS_FIRST or node.op.startswith("Global"):
         return plain
-    if node.op in ("MatMul", "LayerNormalization") and rank == 3:
+    if node.op in ("MatMul", "LayerNormalization", "RMSNormalization", "Attention") and rank == 3:
         return (0, 2, 1)
     source = next((name for name in node.inputs if name in orders and len(shapes[name]) == rank), None)
     if source is None:
@@ -146,10 +176,11 @@ def _layer(
     image_size: tuple[int, int],
 ) -> Layer:
     moved = [shape[axis] for axis in order]
-    spatial = order[2:]
+    spatial = (None, None, *order[2:])[-2:]
+    whole = [Span(size) for size in image_size]
     seen = [
-        span if span is not None and len(spatial) > k and span.coord == spatial[k] else None
-        for k, span in enumerate(field.axes)
+        span if span is not None and span.coord == axis else whole[k]
+        for k, (span, axis) in enumerate(zip(field.axes, spatial, strict=True))
     ]
     y, x = seen
     return Layer(
@@ -161,9 +192,9 @@ def _layer(
         channels=moved[1],
         size=tuple(moved[2:]),
         order=order,
-        receptive_field=(y.size, x.size) if y and x else image_size,
-        stride=(y.a, x.a) if y and x else None,
-        offset=(y.b, x.b) if y and x else (0, 0),
+        receptive_field=(y.size, x.size),
+        stride=(y.a, x.a) if seen != whole else None,
+        offset=(y.b, x.b),
     )
 
 
@@ -221,21 +252,19 @@ def _is_whole_path(layer: Layer, query: str) -> bool:
     return _components(query) in (parts, parts[:-1] if parts[-1:] == [layer.op.casefold()] else parts)
 
 
-def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, str] | None = None) -> Layer:
+def find_layer(layers: Sequence[Layer], query: str, *, aside: Mapping[str, Layer] | None = None) -> Layer:
     """The one layer that ``query`` names.
 
     Tried in order: the exact name of a layer, node or tensor; the same without regard to case; the last
     component(s) of a path-like name; an alias.
 
     Args:
-        plumbing: names of nodes and tensors that are no layers, each with the tensor whose values it carries.
+        aside: names of nodes and tensors that are not listed, each with the layer that it stands for.
 
     Raises:
         LayerNotFoundError: none or several match; the message lists the closest names.
     """
     query = query.strip()
-    by_tensor = {layer.tensor: layer for layer in layers}
-    aside = {name: by_tensor[t] for name, t in (plumbing or {}).items() if t in by_tensor}
     tests: list[Callable[[Layer], bool]] = [
         lambda layer: query in (layer.name, layer.tensor),
         lambda layer: query.casefold() in (layer.name.casefold(), layer.tensor.casefold()),
@@ -244,7 +273,7 @@ def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, st
     ]
     for number, test in enumerate(tests):
         matches = [layer for layer in layers if test(layer)]
-        if number == 0 and not matches and query in aside:
+        if number == 0 and not matches and aside and query in aside:
             matches = [aside[query]]
         if len(matches) > 1:
             matches = [m for m in matches if _is_whole_path(m, query)] or matches
@@ -263,42 +292,43 @@ def find_layer(layers: Sequence[Layer], query: str, *, plumbing: Mapping[str, st
 
 
 def find_layers(
-    layers: Sequence[Layer], queries: Iterable[str], *, plumbing: Mapping[str, str] | None = None
+    layers: Sequence[Layer], queries: Iterable[str], *, aside: Mapping[str, Layer] | None = None
 ) -> tuple[Layer, ...]:
     """All layers that names, globs (``fire*/expand3x3``), ranges (``conv1..conv5``) and ``all`` ask for.
 
     ``all`` is every layer with weights: convolutions and fully connected ones. ``*`` is every layer.
-    The answer is in topological order, without repeats.
+    The answer is in the order of ``layers``, without repeats; what ``aside`` gave comes last.
     """
-    chosen: set[str] = set()
+    chosen: dict[str, Layer] = {}
     queries = list(queries)
     for query in queries:
-        known = query in (plumbing or {}) or any(query in (layer.name, layer.tensor) for layer in layers)
+        known = query in (aside or {}) or any(query in (layer.name, layer.tensor) for layer in layers)
         for part in [query] if known else query.split(","):
             if part.strip():
-                chosen.update(layer.tensor for layer in _expand(layers, part.strip(), plumbing))
+                chosen.update((x.tensor, x) for x in _expand(layers, part.strip(), aside))
     if not chosen:
         raise LayerNotFoundError(
             f"No layer was asked for, or none with weights is there ({', '.join(map(repr, queries)) or 'no names'}). "
             "'onnxviz layers MODEL' lists them all."
         )
-    return tuple(layer for layer in layers if layer.tensor in chosen)
+    listed = [layer for layer in layers if layer.tensor in chosen]
+    return (*listed, *(layer for layer in chosen.values() if layer not in listed))
 
 
-def _range_end(layers: Sequence[Layer], name: str, plumbing: Mapping[str, str] | None) -> Layer:
+def _range_end(layers: Sequence[Layer], name: str, aside: Mapping[str, Layer] | None) -> Layer:
     """The end of a range: an alias before all else, since ranges count."""
     aliased = [layer for layer in layers if name.casefold() in layer.aliases]
-    return aliased[0] if aliased else find_layer(layers, name, plumbing=plumbing)
+    return aliased[0] if aliased else find_layer(layers, name, aside=aside)
 
 
-def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | None) -> list[Layer]:
+def _expand(layers: Sequence[Layer], query: str, aside: Mapping[str, Layer] | None) -> list[Layer]:
     names = {name for layer in layers for name in (layer.name, layer.tensor)}
     if query in names:
-        return [find_layer(layers, query, plumbing=plumbing)]
+        return [find_layer(layers, query, aside=aside)]
     if query.casefold() == "all":
         return [layer for layer in layers if re.match(r"(conv|deconv|fc)\d", layer.alias)]
     if ".." in query:
-        first, last = (_range_end(layers, end.strip(), plumbing) for end in query.split("..", 1))
+        first, last = (_range_end(layers, end.strip(), aside) for end in query.split("..", 1))
         low, high = layers.index(first), layers.index(last)
         if low > high:
             raise LayerNotFoundError(f"{query!r}: {last} comes before {first}. Turn the range round.")
@@ -318,7 +348,7 @@ def _expand(layers: Sequence[Layer], query: str, plumbing: Mapping[str, str] | N
                 "'onnxviz layers MODEL' lists them all."
             )
         return matches
-    return [find_layer(layers, query, plumbing=plumbing)]
+    return [find_layer(layers, query, aside=aside)]
 
 
 def _closest(layers: Sequence[Layer], query: str) -> list[str]:

@@ -22,7 +22,7 @@ from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import RULES, Rule, Step
 
-__all__ = ["Plan", "Recording", "Units", "check_path", "decode_switches", "plan", "run", "single"]
+__all__ = ["Plan", "Recording", "Units", "check_path", "decode_switches", "on_path", "plan", "run", "single"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Units:
         return self.coords[:, span.coord] * span.a + span.b
 
 
-def _on_path(graph: Graph, sources: Iterable[str], targets: Iterable[str], method: Method) -> list[Node]:
+def on_path(graph: Graph, sources: Iterable[str], targets: Iterable[str], method: Method) -> list[Node]:
     """Nodes between sources and targets that can carry a cotangent all the way, in topological order."""
 
     def inputs(node: Node, rule: Rule | None) -> list[str]:
@@ -111,7 +111,7 @@ def check_path(
     Raises:
         UnsupportedOpError: naming the first nodes that have none, and what is supported.
     """
-    path = _on_path(graph, sources, targets, method)
+    path = on_path(graph, sources, targets, method)
     missing = [node for node in path if method.rule(node) is None]
     where = f"on the path from {', '.join(targets)} to {', '.join(sources)}"
     if missing:

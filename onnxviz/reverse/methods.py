@@ -2,7 +2,7 @@
 
 | operator | gradient | deconvnet | guided |
 | --- | --- | --- | --- |
-| Relu, Clip from 0 and other rectifiers | exact | max(g, 0) | max(g, 0)·[0 < x < max] |
+| Relu, Clip from 0; softer ones: LeakyRelu, Swish, Gelu … | exact | max(g, 0) | max(g, 0)·[0 < x < max] |
 | LRN | exact | identity | identity |
 | all others | exact | exact | exact |
 
@@ -66,7 +66,13 @@ def _hard_rectifier(node: Node) -> bool:
     return node.op == "Relu" or (node.op == "Clip" and node.attrs.get("min") == 0)
 
 
-_soft_rectifier = _is("LeakyRelu")
+_SOFT_RECTIFIERS = (
+    *("Celu", "Elu", "Gelu", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Selu", "Softplus", "Swish"),
+    "ThresholdedRelu",
+)
+"""Activations that pass what is well above zero and hold back what is well below. A gate (Sigmoid) is none."""
+
+_soft_rectifier = _is(*_SOFT_RECTIFIERS)
 
 
 @dataclass(frozen=True)

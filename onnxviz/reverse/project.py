@@ -10,8 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxviz.errors import UnitError
-from onnxviz.model.graph import Shape
+from onnxviz.model.inputs import ImageInput
 from onnxviz.model.layers import Layer
+from onnxviz.model.spans import Span
 from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
@@ -95,12 +96,12 @@ def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position
                     else ()
                 )
             else:
-                at = _inside(layer, places[n], spatial)
+                at = _inside(layer, places[n], (1, 1, *spatial)[-2:])
             seed[(n, c, *at)] = source[(n, c, *at)]
     return seed
 
 
-def _places(position: tuple[int, int] | Sequence[tuple[int, int]], count: int) -> list[tuple[int, ...]]:
+def _places(position: tuple[int, int] | Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """One (y, x) for each of ``count`` images."""
     table = np.asarray(position)
     if table.shape == (2,):
@@ -114,20 +115,15 @@ def position_part(position: Position, count: int, start: int, step: int) -> Posi
     """Of positions for ``count`` images, those of the images from ``start`` on, ``step`` of them."""
     if position is None or isinstance(position, str):
         return position
-    return _places(position, count)[start : start + step]  # type: ignore[return-value]
+    return _places(position, count)[start : start + step]
 
 
-def _inside(layer: Layer, at: tuple[int, ...], spatial: Shape) -> tuple[int, ...]:
-    """``at`` as an index into the layer's map; a vector has the one place (0, 0)."""
-    size = (*spatial, 1, 1)[:2]
+def _inside(layer: Layer, at: tuple[int, int], size: tuple[int, int]) -> tuple[int, ...]:
+    """``at`` as an index into a map of the layer; a vector has the one place (0, 0), a sequence one row."""
     if any(not 0 <= v < n for v, n in zip(at, size, strict=True)):
-        what = (
-            f"is {'×'.join(map(str, spatial))} units"
-            if spatial
-            else "is a vector, with the one position (0, 0)"
-        )
+        what = f"is {size[0]}×{size[1]} units" if layer.size else "is a vector, with the one position (0, 0)"
         raise UnitError(f"Layer {layer} {what}; there is no unit {at}.")
-    return at[: len(spatial)]
+    return layer.index(*at)
 
 
 def project_maps(
@@ -157,26 +153,26 @@ def pull_units(
     recording: Recording,
     units: Array,
     method: Method,
-    source: str,
-    source_order: Sequence[int],
+    image: ImageInput,
 ) -> Projections:
     """Pull units of recorded images back, each inside its own window.
 
     Args:
         plan: from one position of the layer (`Network.plan_units`).
         recording: of the images that the units are in, with the layer's own tensor.
-        units: (M, 4) integers: row of the recording, channel, y, x; y and x are 0 for a vector.
-        source: the image input, and ``source_order`` the permutation of its axes to (N, C, H, W).
+        units: (M, 4) integers: row of the recording, channel, y, x (`Layer`).
+        image: the input to pull back to.
     """
     maps = np.transpose(recording.values[layer.tensor], layer.order)
     depth = len(layer.size)
-    index = (units[:, 0], units[:, 1], *(units[:, 2 + k] for k in range(depth)))
+    places = units[:, 4 - depth :]
+    index = (units[:, 0], units[:, 1], *places.T)
     seeds = np.ones(len(units), np.float32) if method.unit_seed else maps[index].astype(np.float32)
     boxes = np.array([layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
     back = np.argsort(layer.order)
-    spans = [plan.frames[source][axis] for axis in source_order[2:]]
-    channels = plan.shapes[source][source_order[1]]
-    pixels = np.zeros((len(units), channels, *layer.receptive_field), np.float32)
+    frame = plan.frames[image.name]
+    spans = [Span(1) if axis is None else frame[axis] for axis in image.axes]
+    pixels = np.zeros((len(units), image.channels, *layer.receptive_field), np.float32)
     step = units_at_once(plan)
     for start in range(0, len(units), step):
         part = units[start : start + step]
@@ -185,14 +181,14 @@ def pull_units(
             single = (1,) * depth
             g = np.zeros((len(part), layer.channels, *single), np.float32)
             g[rows, part[:, 1]] = seeds[start : start + step].reshape(-1, *single)
-            at = Units(part[:, 0], part[:, 2 : 2 + depth])
+            at = Units(part[:, 0], part[:, 4 - depth :])
             values = recording
         else:
             g = np.zeros((1, *maps.shape[1:]), np.float32)
-            g[(0, *part[0, 1 : 2 + depth])] = seeds[start]
+            g[(0, part[0, 1], *part[0, 4 - depth :])] = seeds[start]
             at, values = Units.all_of(1), recording
-        answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [source])[source]
-        answer = np.transpose(answer, source_order)
+        answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [image.name])[image.name]
+        answer = image.to_nchw(answer)
         origin = np.stack([at.origins(span) for span in spans], axis=1)
         offsets = np.pad(origin - boxes[start : start + step, :2], ((0, 0), (1, 0)))
         pixels[start : start + step] = place_each(answer, offsets, (len(part), *pixels.shape[1:]))

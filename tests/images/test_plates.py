@@ -59,7 +59,7 @@ def test_a_card_is_two_grids_side_by_side(hits, grid):
         ((72, 72), (72, 72), False),
         ((163, 163), (72, 72), False),
         ((100, 50), (72, 36), False),
-        ((1, 400), (1, 72), False),
+        ((1, 400), (12, 72), False),
     ],
 )
 def test_a_cards_tile_is_the_field_or_less(field, tile, pixelated):

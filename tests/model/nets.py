@@ -54,6 +54,24 @@ def build(
     return model
 
 
+def subgraph(
+    nodes: Iterable[onnx.NodeProto],
+    outputs: str,
+    inputs: str = "",
+    weights: Mapping[str, Array] | None = None,
+    types: Mapping[str, tuple[int, Sequence[int]]] | None = None,
+) -> onnx.GraphProto:
+    """A branch or body; its inputs and outputs are float tensors of any shape, except for ``types``."""
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, *(types or {}).get(name, (TensorProto.FLOAT, None)))
+
+    stored = [numpy_helper.from_array(np.asarray(a), name) for name, a in (weights or {}).items()]
+    return helper.make_graph(
+        list(nodes), "inner", [value(n) for n in inputs.split()], [value(n) for n in outputs.split()], stored
+    )
+
+
 def write(path: Path, model: onnx.ModelProto) -> Path:
     path.write_bytes(model.SerializeToString())
     return path
@@ -113,6 +131,20 @@ def forward(model: onnx.ModelProto | Path, x: Array, tensors: Sequence[str]) -> 
     feed = session.get_inputs()[0].name
     rows = [session.run(list(tensors), {feed: x[i : i + 1]}) for i in range(len(x))]
     return {name: np.concatenate([row[i] for row in rows]) for i, name in enumerate(tensors)}
+
+
+def run(model: onnx.ModelProto | bytes, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """All outputs of a model by plain onnxruntime, which is given those of the feeds that it asks for.
+
+    Nothing is optimised: onnxruntime 1.31 crashes when it optimises Ifs and Loops deep inside one another.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    values = session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()})
+    return dict(zip((o.name for o in session.get_outputs()), values, strict=True))
 
 
 def _keep_only(graph: onnx.GraphProto, needed: set[str]) -> None:

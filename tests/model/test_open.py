@@ -247,3 +247,140 @@ def test_what_the_file_says_of_itself(tmp_path):
 def test_errors_of_the_model_are_onnxvizs_own():
     assert issubclass(ModelError, OnnxvizError)
     assert issubclass(UsageError, OnnxvizError)
+
+
+# Habits of exporters
+
+
+def _backwards(model):
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _one_name(model):
+    for proto in model.graph.node:
+        proto.name = "node"
+
+
+def _spelled_out(*imports: str):
+    def spell(model):
+        del model.opset_import[:]
+        model.opset_import.extend(helper.make_opsetid(domain, 17) for domain in imports)
+        for proto in model.graph.node:
+            proto.domain = "ai.onnx"
+
+    return spell
+
+
+def _lies(model):
+    value = helper.make_tensor_value_info
+    model.graph.value_info.extend(
+        [value("c1", TensorProto.INT64, [1, 2]), value("r2", TensorProto.FLOAT, [7])]
+    )
+    model.graph.output[0].CopyFrom(value("d2", TensorProto.FLOAT, [3, 9, 9]))
+
+
+def _weight_as_output(model):
+    model.graph.output.append(onnx.ValueInfoProto(name="w1"))
+
+
+HABITS = {
+    "not-in-order": _backwards,
+    "one-name-for-all-nodes": _one_name,
+    "domain-spelled-out": _spelled_out(""),
+    "domain-and-import-spelled-out": _spelled_out("ai.onnx"),
+    "domain-imported-twice": _spelled_out("", "ai.onnx"),
+    "lies-about-types-and-shapes": _lies,
+    "a-node-without-outputs": lambda m: m.graph.node.append(node("Neg", "d2", "-")),
+    "a-weight-twice": lambda m: m.graph.initializer.append(m.graph.initializer[0]),
+    "a-weight-as-output": _weight_as_output,
+    "no-name": lambda m: m.graph.ClearField("name"),
+}
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_a_file_with_odd_habits_is_the_same_network(tmp_path, habit):
+    plain, odd = small(), small()
+    HABITS[habit](odd)
+    file = ModelFile(write(tmp_path / "odd.onnx", odd))
+    want = ModelFile(write(tmp_path / "plain.onnx", plain))
+    assert [n.op for n in file.graph.nodes if n.op != "Neg"] == [n.op for n in want.graph.nodes]
+    assert {n.kind for n in want.graph.nodes} == {n.op for n in want.graph.nodes}
+    shape = {"x": (2, 3, 12, 12)}
+    tensors = [n.output for n in want.graph.nodes]
+    assert all(file.shapes(shape)[name] == want.shapes(shape)[name] for name in tensors)
+    found = Session(file, file.cut(tensors)).run({"x": X})
+    for name, value in forward(plain, X, tensors).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_an_output_left_out_is_not_the_first(tmp_path):
+    """As of recurrent layers whose last state alone is used."""
+    rng = np.random.default_rng(0)
+    nodes = [node("Reshape", "x s", "rows"), node("GRU", "rows w r", "- last", "gru", hidden_size=2)]
+    weights = {
+        "s": np.array([3, -1, 12]),
+        "w": rng.normal(size=(1, 6, 12)).astype(np.float32),
+        "r": rng.normal(size=(1, 6, 2)).astype(np.float32),
+    }
+    model = build(nodes, weights, outputs=["last"])
+    file = ModelFile(write(tmp_path / "gru.onnx", model))
+    assert [n.output for n in file.graph.nodes] == ["rows", "last"]
+    found = Session(file, file.cut(["last"])).run({"x": X[:1]})["last"]
+    np.testing.assert_allclose(found, forward(model, X[:1], ["last"])["last"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [13, 17], ids=lambda v: f"inner-{v}")
+@pytest.mark.parametrize("outer", [13, 17], ids=lambda v: f"outer-{v}")
+def test_functions_in_functions_with_their_attributes_and_opsets(tmp_path, inner, outer):
+    leaky = node("LeakyRelu", "a", "b")
+    leaky.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="alpha")
+    act = node("Act", "y", "z", domain="local")
+    act.attribute.add(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+    opset = helper.make_opsetid
+    functions = [
+        helper.make_function(
+            "local",
+            "Block",
+            ["a", "w"],
+            ["z"],
+            [node("Conv", "a w", "y"), act],
+            [opset("", outer), opset("local", 1)],
+            ["slope"],
+        ),
+        helper.make_function("local", "Act", ["a"], ["b"], [leaky], [opset("", inner)], ["alpha"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"w": conv_weights(rng, 4, 3, 3, 3), "v": conv_weights(rng, 4, 4, 3, 3)}
+    calls = [
+        node("Block", "x w", "h", "first", domain="local", slope=0.3),
+        node("Block", "h v", "k", "second", domain="local", slope=0.1),
+    ]
+    model = build(calls, weights, domains=["local"])
+    model.functions.extend(functions)
+    file = ModelFile(write(tmp_path / "functions.onnx", model))
+    assert [n.op for n in file.graph.nodes] == ["Conv", "LeakyRelu", "Conv", "LeakyRelu"]
+    assert [n.attrs["alpha"] for n in file.graph.nodes[1::2]] == pytest.approx([0.3, 0.1])
+    found = Session(file, file.cut(["h", "k"])).run({"x": X})
+    for name, value in forward(model, X, ["h", "k"]).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_that_call_themselves_are_refused(tmp_path):
+    call = node("Again", "a", "b", domain="local")
+    block = helper.make_function("local", "Again", ["a"], ["b"], [call], [helper.make_opsetid("local", 1)])
+    model = build([node("Again", "x", "y", domain="local")], domains=["local"])
+    model.functions.append(block)
+    with pytest.raises(ModelError, match="functions cannot be written out") as error:
+        ModelFile(write(tmp_path / "m.onnx", model))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_metadata_and_producer_survive_conversion(tmp_path):
+    model = _old(7, 1)
+    model.producer_name = "maker"
+    helper.set_model_props(model, {"a": "b"})
+    file = ModelFile(write(tmp_path / "old.onnx", model))
+    assert (file.opset, file.producer_name, file.metadata) == (8, "maker", {"a": "b"})
+    assert file.stated_opset == 7
