@@ -97,11 +97,10 @@ class Preprocess:
 
     def batch(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Stack (C, H, W) arrays in the network's layout (`model.inputs.ImageInput`), float32."""
-        stacked = np.stack(arrays)
-        if self.layout == "NHWC":
-            return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1))
-        missing = tuple(axis for axis, letter in enumerate("NCHW") if letter not in self.layout)
-        return stacked.squeeze(missing)
+        there = [letter for letter in "NCHW" if letter in self.layout]
+        missing = tuple(axis for axis, letter in enumerate("NCHW") if letter not in there)
+        stacked = np.stack(arrays).squeeze(missing)
+        return np.ascontiguousarray(stacked.transpose([there.index(letter) for letter in self.layout]))
 
     def picture(self, x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """The picture (H, W, 3 or 1) RGB uint8 that the network's values (C, H, W) stand for."""
@@ -156,6 +155,11 @@ class Preprocess:
             return np.array(values, dtype=np.float32, order="C")
         if values.dtype.kind == "f" and values.shape == (*own[1:], own[0]):
             return np.array(values.transpose(2, 0, 1), dtype=np.float32, order="C")
+        sizes = tuple(own["CHW".index(letter)] for letter in self.layout[1:])
+        if values.dtype.kind == "f" and values.shape in (sizes, (*sizes, 1)):
+            there = [self.layout.index(letter) - 1 for letter in "CHW" if letter in self.layout]
+            moved = values.reshape(sizes).transpose(there)
+            return np.array(moved.reshape(own), dtype=np.float32, order="C")
         raise ImageError(
             f"an array of {values.dtype} and shape {values.shape}; expected uint8 pictures, "
             f"or the network's own float values of shape {own} or {(*own[1:], own[0])}"

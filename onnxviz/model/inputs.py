@@ -21,6 +21,7 @@ _AXES: Mapping[str, tuple[int | None, ...]] = {
     "NCHW": (0, 1, 2, 3),
     "NHWC": (0, 3, 1, 2),
     "NHW": (0, None, 1, 2),
+    "NWH": (0, None, 2, 1),
     "NW": (0, None, None, 1),
 }
 """Of each layout the axes that are N, C, H and W; None where there is none, and its size is 1."""
@@ -31,7 +32,8 @@ class ImageInput:
     """The input that takes images. ``height``, ``width`` and ``batch`` are None where the file leaves them open.
 
     ``layout`` is NCHW or NHWC; NHW for three axes: grey images without a channel axis, or signals, whose
-    channels then are the rows of a picture and whose samples its columns; or NW for vectors.
+    channels then are the rows of a picture and whose samples its columns (NWH where the channels, few, come
+    last); or NW for vectors.
     """
 
     name: str
@@ -92,9 +94,9 @@ def image_input(model: ModelFile, name: str | None = None) -> ImageInput:
             )
         return image
     images = [image for info in model.graph.inputs if (image := _as_image(info, model)) is not None]
-    for layouts in (("NCHW", "NHWC"), ("NHW",), ("NW",)):
+    for layouts in (("NCHW", "NHWC"), ("NHW", "NWH", "NW")):
         found = [image for image in images if image.layout in layouts]
-        pictures = [image for image in found if image.channels in _PICTURE_CHANNELS]
+        pictures = [image for image in found if len(image.order) == 4 and image.channels in _PICTURE_CHANNELS]
         for choice in (found, pictures):
             if len(choice) == 1:
                 return choice[0]
@@ -114,6 +116,8 @@ def _as_image(info: TensorInfo, model: ModelFile) -> ImageInput | None:
     sizes = [d if isinstance(d, int) else None for d in info.shape]
     if len(sizes) == 2:
         return ImageInput(info.name, info.dtype, "NW", 1, 1, sizes[1], sizes[0])
+    if len(sizes) == 3 and sizes[2] in _PICTURE_CHANNELS and sizes[1] not in _PICTURE_CHANNELS:
+        return ImageInput(info.name, info.dtype, "NWH", 1, sizes[2], sizes[1], sizes[0])
     if len(sizes) == 3:
         return ImageInput(info.name, info.dtype, "NHW", 1, sizes[1], sizes[2], sizes[0])
     batch, second, third, last = sizes

@@ -36,6 +36,11 @@ def _file(tmp_path, shape, dtype=FLOAT, more=()):
         ((2, None, None, 12), "NHWC", 12, None, None, 2),
         ((1, 1, 1, 1), "NCHW", 1, 1, 1, 1),
         ((1, 3, 32, 3), "NCHW", 3, 32, 3, 1),
+        (("N", 28, 28), "NHW", 1, 28, 28, None),
+        (("N", 80, "T"), "NHW", 1, 80, None, None),
+        (("N", 1, 16000), "NHW", 1, 1, 16000, None),
+        ((1, 16000, 1), "NWH", 1, 1, 16000, 1),
+        (("N", 128), "NW", 1, 1, 128, None),
     ],
 )
 def test_layout_and_sizes(tmp_path, shape, layout, channels, height, width, batch):
@@ -96,13 +101,12 @@ def test_two_images_are_one_too_many(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "dtype", "shown"),
     [
-        (("N", 128), FLOAT, "x: float32 N×128"),
         (("N", "seq"), INT, "x: int64 N×seq"),
         (("N", 3, 16, 112, 112), FLOAT, "N×3×16×112×112"),
         ((None, None, None, None), FLOAT, "x: float32 ?×?×?×?"),
         (None, FLOAT, "x: float32 of unknown shape"),
     ],
-    ids=["vector", "tokens", "video", "open", "no-shape"],
+    ids=["tokens", "video", "open", "no-shape"],
 )
 def test_no_image_input_lists_what_there_is(tmp_path, shape, dtype, shown):
     path = tmp_path / "model.onnx"
@@ -130,3 +134,25 @@ def test_a_second_input_that_a_layer_does_not_need_is_not_fed(tmp_path):
     # Nobody feeds ``extra``: what needs it cannot be had, and nothing else is given for it.
     with pytest.raises((ModelError, LayerNotFoundError)):
         net.activations(x, "concat")
+
+
+CONV_FIRST = {
+    "NCHW": [node("Sub", "x mean", "a"), node("Conv", "a w", "y", group=2)],
+    "NHWC": [node("Transpose", "x", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "y", group=2)],
+}
+
+
+@pytest.mark.parametrize("layout", CONV_FIRST)
+def test_where_the_file_says_nothing_the_first_convolution_counts_the_channels(tmp_path, layout):
+    weights = {"w": conv_weights(np.random.default_rng(0), 4, 3, 3, 3), "mean": np.float32(0.5)}
+    model = build(CONV_FIRST[layout], weights, x=(None, None, None, None))
+    image = image_input(ModelFile(write(tmp_path / "m.onnx", model)))
+    assert (image.layout, image.channels, image.height, image.width) == (layout, 6, None, None)
+
+
+def test_an_image_goes_before_signals_and_signals_among_themselves_are_too_many(tmp_path):
+    more = [value("state", FLOAT, [2, 1, 128]), value("gain", FLOAT, ["N", 4])]
+    assert image_input(_file(tmp_path, ("N", 3, 8, 8), more=more)).name == "x"
+    with pytest.raises(ModelError, match="Name one with --input"):
+        image_input(_file(tmp_path, ("N", "T"), more=more))
+    assert image_input(_file(tmp_path, ("N", "T"), more=more), "x").layout == "NW"
