@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ __all__ = ["Network", "load"]
 Array: TypeAlias = NDArray[Any]
 
 _DEFAULT_SIZE = 224
+_MISJUDGED = frozenset({"Einsum", "STFT"})
+"""Operators whose shapes onnx's inference gets wrong at times: Einsum's broadcasting, STFT's windows."""
 _FEEDABLE = frozenset(
     {"bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64"}
     | {"uint8", "uint16", "uint32", "uint64"}
@@ -200,8 +202,8 @@ class Network:
 
     def _specialised(self, fed: Mapping[str, Shape]) -> tuple[ModelFile, Constants]:
         """The model with its size arithmetic worked out, and control flow inlined that depends on it alone."""
-        model, known = self.file, dict[str, Array]()
-        while names := _size_arithmetic(model.graph, model.constants):
+        model, known, inputs = self.file, dict[str, Array](), self._all_inputs(fed)
+        while names := _size_arithmetic(model.graph, model.constants, inputs):
             known.update(self._probe(model, names, fed))
             sure = known
             if model.graph.has_control_flow and self.image.batch is None:
@@ -249,12 +251,14 @@ class Network:
         """Shape inference answers; what it leaves open is read off a run."""
         inputs, known = self._all_inputs(fed), dict(inferred)
         reached = {name for source in inputs for name in graph.descendants(source)}
-        if any(node.attrs.get("ceil_mode") for node in graph.nodes):
-            # Inference counts a last window that lies in the padding alone; onnxruntime leaves it out.
+        if any(node.attrs.get("ceil_mode") or node.op in _MISJUDGED for node in graph.nodes):
+            # With ceil_mode, inference counts a last window that lies in the padding; onnxruntime leaves it out.
             known = {name: shape for name, shape in known.items() if name not in reached or name in inputs}
-        used = {node.output for node in graph.nodes}.union(*(node.inputs for node in graph.nodes))
+        used = {name for node in graph.nodes for name in (*node.inputs, *node.outputs) if name}
         # What onnxruntime cannot run is no hindrance beside the path; a layer behind it has no shape, and is none.
         foreign = [node.output for node in graph.nodes if node.domain not in _RUNNABLE_DOMAINS]
+        # Nor is an input of which nothing is known.
+        foreign += [info.name for info in graph.inputs if info.name not in inputs]
         beyond = {name for output in foreign for name in graph.descendants(output)}
         unknown = [name for name in reached & used if name not in known and name not in beyond]
         if unknown:
@@ -450,15 +454,15 @@ class Network:
             UnsupportedOpError: see `check`.
         """
         method = make_method(method) if isinstance(method, str) else method
-        dtypes = {info.name: info.dtype for info in self.graph.inputs}
+        dtypes = {info.name: info.dtype for info in self.file.graph.inputs}
         if dtypes.keys() != inputs.keys():
             raise UsageError(
                 f"The network's inputs are {', '.join(dtypes)}; given are {', '.join(inputs) or 'none'}."
             )
         feeds = {name: np.asarray(value, dtypes[name]) for name, value in inputs.items()}
         here = self._settle({name: value.shape for name, value in feeds.items()})
-        sources = [i.name for i in self.graph.inputs if i.dtype.startswith("float")]
-        targets = {self._tensor(name): np.asarray(g) for name, g in cotangents.items()}
+        sources = [i.name for i in self.file.graph.inputs if i.dtype.startswith("float")]
+        targets = {self._tensor(here.graph, name): np.asarray(g) for name, g in cotangents.items()}
         shapes = here.shapes
         for name, g in targets.items():
             if g.shape != shapes[name]:
@@ -478,11 +482,11 @@ class Network:
         recording = Recording(values, switches)
         return run(made, targets, recording, Units.all_of(1), sources)
 
-    def _tensor(self, name: str) -> str:
+    def _tensor(self, graph: Graph, name: str) -> str:
         """The tensor of a layer's, node's or tensor's name."""
-        if name in self.graph.producer or any(name == info.name for info in self.graph.inputs):
+        if name in graph.producer or any(name == info.name for info in graph.inputs):
             return name
-        for node in self.graph.nodes:
+        for node in graph.nodes:
             if node.name == name:
                 return node.output
         return self.layer(name).tensor
@@ -573,8 +577,11 @@ def _complete(shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Shape]:
     return {n: tuple(d for d in s if d is not None) for n, s in shapes.items() if None not in s}
 
 
-def _size_arithmetic(graph: Graph, constants: Constants) -> list[str]:
-    """What is computed from sizes alone and used in something that is not."""
+def _size_arithmetic(graph: Graph, constants: Constants, inputs: Container[str]) -> list[str]:
+    """What is computed from the sizes of ``inputs`` alone and used in something that is not."""
     names = graph.shape_only(constants)
+    for info in graph.inputs:
+        if info.name not in inputs:
+            names -= graph.descendants(info.name)
     users = (node for node in graph.nodes if any(name not in names for name in node.outputs if name))
     return list(dict.fromkeys(n for node in users for n in (*node.inputs, *node.captures) if n in names))

@@ -118,7 +118,8 @@ class Session:
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise ModelError(
-                f"{self.path}: besides its image it needs the input(s) {', '.join(missing)}, which cannot be fed yet."
+                f"{self.path}: besides its image it needs the input(s) {', '.join(missing)}. "
+                f"Give each a value: --feed {missing[0]}=VALUE."
             )
         try:
             values = self._session.run(None, {name: feeds[name] for name in self.inputs})

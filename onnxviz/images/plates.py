@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxviz.images import render
+from onnxviz.images.fitting import inscribed
 
 __all__ = ["HitTiles", "Plate", "PlateStyle"]
 
@@ -25,7 +26,6 @@ Picture: TypeAlias = NDArray[np.uint8]
 _MAT = (29, 30, 33)
 _CARD_TILE = 72
 _STRIP_TILE = 80
-_SLENDEREST = 6
 _PIXELATED = 36
 """Receptive fields up to this many pixels are stored and shown pixel by pixel."""
 
@@ -84,7 +84,7 @@ class PlateStyle:
         """
         patch = render.crop(image, box)
         side = self.strip_tile[0]
-        field, frame = _inscribed(self.field, side), _inscribed(self.frame, side)
+        field, frame = inscribed(self.field, side), inscribed(self.frame, side)
         strips = (
             self._map(activation, box, field),
             _scaled(patch, field),
@@ -138,14 +138,7 @@ class PlateStyle:
 
 def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
     """``size``, or less of the same shape where a side exceeds ``most``; slivers are stretched."""
-    return _inscribed(size, min(max(size), most))
-
-
-def _inscribed(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The largest size of the same shape in a square; slivers, of signals for one, are stretched."""
-    larger = max(size)
-    height, width = (max(side // _SLENDEREST, 1, round(n * side / larger)) for n in size)
-    return height, width
+    return inscribed(size, min(max(size), most))
 
 
 def _mounted(picture: Picture, side: int) -> Picture:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from onnxviz.images.fitting import inscribed
+
 __all__ = [
     "crop",
     "encode",
@@ -118,13 +120,14 @@ def resize_map(
 
 
 def fit(picture: Array, tile: int) -> NDArray[np.uint8]:
-    """Shrink a picture (H, W, C) uint8 by area until no side exceeds ``tile``; smaller ones stay the same."""
-    height, width = picture.shape[:2]
-    if max(height, width) <= tile:
+    """Shrink a picture (H, W, C) uint8 by area until no side exceeds ``tile``; smaller ones stay the same.
+
+    Slivers are stretched (`fitting.inscribed`).
+    """
+    height, width = inscribed(picture.shape[:2], min(tile, max(picture.shape[:2])))
+    if picture.shape[:2] == (height, width):
         return picture
-    factor = tile / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    pixels = np.asarray(_image(picture).resize(size, Image.Resampling.BOX))
+    pixels = np.asarray(_image(picture).resize((width, height), Image.Resampling.BOX))
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
+from onnxviz.images.fitting import inscribed
+
 __all__ = ["Place", "date", "integer", "number", "percent", "place", "size", "url"]
 
 
@@ -94,10 +96,11 @@ def place(box: tuple[int, int, int, int], frame: tuple[int, int], tile: tuple[in
 
     ``box`` is (top, left, bottom, right) in input pixels, ``frame`` and ``tile`` are (height, width).
     """
-    scale = min(tile[0] / frame[0], tile[1] / frame[1])
-    offset = [(t - f * scale) / 2 for t, f in zip(tile, frame, strict=True)]
-    top, bottom = (offset[0] + scale * min(max(v, 0), frame[0]) for v in (box[0], box[2]))
-    left, right = (offset[1] + scale * min(max(v, 0), frame[1]) for v in (box[1], box[3]))
+    drawn = inscribed(frame, min(tile))
+    (down, across) = (d / f for d, f in zip(drawn, frame, strict=True))
+    offset = [(t - d) / 2 for t, d in zip(tile, drawn, strict=True)]
+    top, bottom = (offset[0] + down * min(max(v, 0), frame[0]) for v in (box[0], box[2]))
+    left, right = (offset[1] + across * min(max(v, 0), frame[1]) for v in (box[1], box[3]))
     return Place(
         100 * top / tile[0],
         100 * left / tile[1],

@@ -111,6 +111,14 @@ def check_path(
     Raises:
         UnsupportedOpError: naming the first nodes that have none, and what is supported.
     """
+    for name in targets:
+        node = graph.producer.get(name)
+        rule = method.rule(node) if node else None
+        if node and rule and not rule.carries(node.outputs.index(name)):
+            raise UnsupportedOpError(
+                f"{name!r}, output {node.outputs.index(name)} of {node.op} {node.name!r}, cannot be traced back: "
+                f"the rule of {node.op} does not cover it."
+            )
     path = on_path(graph, sources, targets, method)
     missing = [node for node in path if method.rule(node) is None]
     where = f"on the path from {', '.join(targets)} to {', '.join(sources)}"
@@ -186,26 +194,22 @@ def plan(
     for name in (*sources, *targets):
         if name in pieces:
             settle(name)
-    batched = (
-        batch is not None
-        and _keeps_batch(path, carried, shapes, batch)
-        and all(shapes[name][:1] == (batch,) for name in records)
-    )
+    batched = batch is not None and _keeps_batch(path, carried.union(records), shapes, batch)
     constants.fetch({n for move in moves for n in move.node.inputs if n in constants})
     return Plan(tuple(moves), frames, shapes, tuple(records), tuple(pools.values()), batched, constants)
 
 
-def _keeps_batch(path: Sequence[Node], carried: set[str], shapes: Mapping[str, Shape], batch: int) -> bool:
-    """Whether axis 0 is the batch, and nothing but the batch, in every tensor on the path."""
-    if any(not shapes[name] or shapes[name][0] != batch for name in carried):
+def _keeps_batch(path: Sequence[Node], read: set[str], shapes: Mapping[str, Shape], batch: int) -> bool:
+    """Whether axis 0 is the batch, and nothing but the batch, in every tensor that the walk reads or carries."""
+    if any(shapes[name][:1] != (batch,) for name in read):
         return False
     row = Span(1, 0, 1, 0)
     for node in path:
         for index, output in enumerate(node.outputs):
-            if output not in carried:
+            if output not in read:
                 continue
             pulled = pull(node, index, (row, *whole(shapes[output][1:])), shapes)
-            taken = [pulled.inputs[i] for i, name in enumerate(node.inputs) if name in carried]
+            taken = [pulled.inputs[i] for i, name in enumerate(node.inputs) if name in read]
             if any(s[0] != row or any(span.coord == 0 for span in s[1:]) for s in (pulled.output, *taken)):
                 return False
     return True

@@ -8,13 +8,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["Array", "conv_transpose", "dilate", "place", "place_each", "spread", "switches", "take", "unpool"]
+__all__ = [
+    "Array",
+    "Taps",
+    "add_at",
+    "conv",
+    "conv_transpose",
+    "conv_weight",
+    "cubic",
+    "dilate",
+    "einsum",
+    "place",
+    "place_each",
+    "put",
+    "reflect",
+    "scatter",
+    "spread",
+    "switches",
+    "take",
+    "taps",
+    "unfold",
+    "unpool",
+]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -79,6 +101,173 @@ def conv_transpose(
         for number, cell in enumerate(cells):
             part[cell] += product[:, :, :, number]
     return full.reshape(n, groups * cin, *full.shape[3:])
+
+
+def unfold(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
+    """The windows that a kernel sees as it steps over ``x``: (N, C, cells, h…), a view where it can be one."""
+    n, c = x.shape[:2]
+    spatial = tuple(range(2, x.ndim))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = sliding_window_view(x, reach, axis=spatial)
+    windows = windows[:, :, *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations)]
+    depth = len(spatial)
+    cells_first = np.moveaxis(windows, range(2 + depth, 2 + 2 * depth), range(2, 2 + depth))
+    return cells_first.reshape(n, c, math.prod(kernel), *cells_first.shape[2 + depth :])
+
+
+def _columns(
+    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], groups: int
+) -> Iterator[tuple[slice, Array]]:
+    """Blocks of rows, and their windows as (rows, groups, C/groups · cells, positions)."""
+    n, c, *sizes = x.shape
+    counts = [
+        (m - (k - 1) * d - 1) // s + 1 for m, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
+    for rows in _blocks(n, c * math.prod(kernel) * math.prod(counts)):
+        seen = unfold(x[rows], kernel, strides, dilations)
+        yield rows, seen.reshape(len(seen), groups, c // groups * math.prod(kernel), -1)
+
+
+def conv(
+    x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int
+) -> Array:
+    """Convolution without padding, as in ONNX Conv.
+
+    Args:
+        x: (N, Cin, h…).
+        weight: (Cout, Cin/groups, k…).
+
+    Returns:
+        (N, Cout, (h − (k−1)·dilation − 1) // stride + 1, …).
+    """
+    kernel = weight.shape[2:]
+    matrix = np.ascontiguousarray(weight.reshape(groups, len(weight) // groups, -1))
+    sizes = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True)
+    ]
+    parts = [
+        _products(matrix, columns).reshape(len(columns), len(weight), *sizes)
+        for _, columns in _columns(x, kernel, strides, dilations, groups)
+    ]
+    return np.concatenate(parts)
+
+
+def conv_weight(
+    x: Array,
+    g: Array,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    groups: int,
+) -> Array:
+    """Cotangent of the weights of `conv`: for each cell, the sum of ``g`` times what the cell met.
+
+    Args:
+        x: (N, Cin, h…) what was convolved.
+        g: (N, Cout, …) cotangent of the result.
+
+    Returns:
+        (Cout, Cin/groups, k…).
+    """
+    n, cout = g.shape[:2]
+    grouped = g.reshape(n, groups, cout // groups, -1)
+    total = np.zeros((groups, cout // groups, x.shape[1] // groups * math.prod(kernel)), g.dtype)
+    for rows, columns in _columns(x, kernel, strides, dilations, groups):
+        total += np.matmul(grouped[rows], columns.swapaxes(-1, -2)).sum(0)
+    return total.reshape(cout, -1, *kernel)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where each of P points between the positions of a map is read, and with what weights.
+
+    ``index`` (N, P, K) into the flattened map, ``weight`` alike, and for each spatial axis in ``slopes`` the
+    derivative of the weights by the points' coordinate on it. N is 1 where all rows have the same points.
+    """
+
+    index: Array
+    weight: Array
+    slopes: tuple[Array, ...]
+
+    def row(self, n: int) -> Taps:
+        """Those of one row: (P, K)."""
+        n = n if len(self.index) > 1 else 0
+        return Taps(self.index[n], self.weight[n], tuple(slope[n] for slope in self.slopes))
+
+
+def taps(
+    at: Sequence[Array],
+    sizes: Sequence[int],
+    mode: str,
+    padding: str,
+    bounds: Sequence[tuple[float, float]] = (),
+) -> Taps:
+    """What points of a map are interpolated from.
+
+    Args:
+        at: for each axis, (N, P) coordinates in positions of the map.
+        sizes: of the map.
+        mode: ``nearest`` (coordinates are whole already), ``linear`` or ``cubic`` (a = −0.75).
+        padding: outside the map, ``zeros``, ``border`` (the nearest position) or ``reflection`` at ``bounds``.
+    """
+    index: Array = np.zeros((*at[0].shape, 1), np.intp)
+    weight: Array = np.ones((*at[0].shape, 1), at[0].dtype)
+    slopes: list[Array] = []
+    first, last = {"nearest": (0, 0), "linear": (0, 1), "cubic": (-1, 2)}[mode]
+    for axis, (x, size) in enumerate(zip(at, sizes, strict=True)):
+        cell = np.floor(x)[..., None] + np.arange(first, last + 1, dtype=x.dtype)
+        away = cell - x[..., None]
+        if mode == "nearest":
+            share, slope = np.ones_like(away), np.zeros_like(away)
+        elif mode == "linear":
+            share, slope = 1 - np.abs(away), np.where(away > 0, 1, -1).astype(x.dtype)
+        else:
+            share, slope = cubic(away, -0.75), -cubic_slope(away, -0.75)
+        if padding == "zeros":
+            inside = (cell >= 0) & (cell < size)
+            share, slope = share * inside, slope * inside
+        elif padding == "reflection":
+            cell = reflect(cell, *bounds[axis])[0]
+        place = np.clip(cell, 0, size - 1).astype(np.intp)
+        index = (index[..., :, None] * size + place[..., None, :]).reshape(*x.shape, -1)
+        slopes = [(s[..., :, None] * share[..., None, :]).reshape(*x.shape, -1) for s in slopes]
+        slopes.append((weight[..., :, None] * slope[..., None, :]).reshape(*x.shape, -1))
+        weight = (weight[..., :, None] * share[..., None, :]).reshape(*x.shape, -1)
+    return Taps(index, weight, tuple(slopes))
+
+
+def cubic(x: Array, a: float) -> Array:
+    """Keys's cubic convolution kernel at the distances ``x``."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0)).astype(x.dtype)
+
+
+def cubic_slope(x: Array, a: float) -> Array:
+    """The derivative of `cubic`."""
+    y = np.abs(x)
+    near = (3 * (a + 2) * y - 2 * (a + 3)) * y
+    far = (3 * a * y - 10 * a) * y + 8 * a
+    return (np.sign(x) * np.where(y <= 1, near, np.where(y < 2, far, 0))).astype(x.dtype)
+
+
+def reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
+    """Coordinates, reflected at two bounds until they lie between, and their derivative: 1 or −1."""
+    if high <= low:
+        return np.full_like(x, low), np.zeros_like(x)
+    turn = (x - low) % (2 * (high - low))
+    back = turn > high - low
+    found = np.where(back, 2 * (high - low) - turn, turn) + low
+    return found.astype(x.dtype), np.where(back, -1, 1).astype(x.dtype)
+
+
+def add_at(values: Array, index: Array, size: int) -> Array:
+    """Add up ``values`` (P, C), or (P, K, C), where ``index`` (P,), or (P, K), says: (C, size)."""
+    full = np.zeros((size, values.shape[-1]), values.dtype)
+    np.add.at(full, index.ravel(), values.reshape(-1, values.shape[-1]))
+    return full.T
 
 
 def _products(matrix: Array, columns: Array) -> Array:
@@ -253,3 +442,42 @@ def take(
     picked = windows[tuple(index)]
     # Advanced indices put the M windows first; the window axes stand last, in the order of `axes`.
     return np.moveaxis(picked, range(picked.ndim - len(axes), picked.ndim), axes)
+
+
+def put(g: Array, index: Array, axis: int, size: int) -> Array:
+    """Add slice k of ``g`` along ``axis`` to slice ``index[k]`` of ``size`` that begin as zeros.
+
+    The adjoint of taking slices along an axis. ``index``: (K,) from 0 to ``size`` − 1.
+    """
+    full = np.zeros((*g.shape[:axis], size, *g.shape[axis + 1 :]), g.dtype)
+    lead: tuple[Any, ...] = (slice(None),) * axis
+    chosen, first = np.unique(index, return_index=True)
+    if len(chosen) < len(index):
+        order = np.argsort(index, kind="stable")
+        first = np.searchsorted(index[order], chosen)
+        full[(*lead, chosen)] = np.add.reduceat(np.take(g, order, axis), first, axis)
+    else:
+        full[(*lead, chosen)] = np.take(g, first, axis)
+    return full
+
+
+def scatter(into: Array, places: Array, values: Array, reduction: str) -> Array:
+    """ONNX ScatterElements-18 on flat arrays: a copy of ``into`` (P,) with ``values`` (K,) put at ``places`` (K,).
+
+    ``reduction``: ``add``, ``mul``, ``max`` or ``min``, or ``none``: the last value at a place stays.
+    """
+    full = into.copy()
+    if reduction == "none":
+        full[places] = values
+    else:
+        _REDUCTIONS[reduction].at(full, places, values)
+    return full
+
+
+_REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def einsum(*operands_and_labels: Any) -> Array:
+    """NumPy's, in its form without a string: operand, labels, …, labels of the result."""
+    product: Array = np.einsum(*operands_and_labels, optimize=True)
+    return product

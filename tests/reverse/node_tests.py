@@ -7,6 +7,7 @@ same evaluator recorded. So nothing but the rules (and the geometry) is tested, 
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,16 +18,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from onnxviz.model.graph import Graph, ModelFile
 from onnxviz.model.normalize import normalize
 from onnxviz.model.spans import whole
 from onnxviz.reverse.engine import Recording, Units, check_path, decode_switches, plan, run
 from onnxviz.reverse.methods import make_method
-from onnxviz.reverse.rules import RULES
+from onnxviz.reverse.rules import RULES, STOPS
 
 Array: TypeAlias = NDArray[Any]
 Values: TypeAlias = dict[str, Array]
@@ -60,15 +63,96 @@ def is_real(value: onnx.ValueInfoProto) -> bool:
 
 
 def with_rule() -> list[str]:
-    """Names of the tests of operators with a rule that have a real input and a real output."""
+    """Names of the tests of operators with a rule whose values are real numbers: of an input, and of an output.
+
+    Tests of functions (``…_expanded``) are of several operators; all that change with a real input need a rule.
+    """
     names = []
     for name, case in collected().items():
         graph = case.model.graph
-        kinds = operators(case.model)
-        tested = kinds & RULES.keys() if len(graph.node) == 1 else {"several"}
-        if tested and any(map(is_real, graph.input)) and any(map(is_real, graph.output)):
+        if not any(map(is_real, graph.output)):
+            continue
+        real = {info.name for info in graph.input if is_real(info)}
+        if len(graph.node) == 1:
+            (node,) = graph.node
+            rule = RULES.get(node.op_type) if node.domain == "" else None
+            if rule and any(n in real for i, n in enumerate(node.input) if rule.can_carry(i)):
+                names.append(name)
+        elif real and _on_the_way(graph, real):
             names.append(name)
     return names
+
+
+def _on_the_way(graph: onnx.GraphProto, real: set[str]) -> bool:
+    """Whether every operator between real inputs and the outputs has a rule, and there is a way at all."""
+    reached, nodes = set(real), []
+    for node in graph.node:
+        rule = RULES.get(node.op_type) if node.domain == "" else None
+        if node.domain == "" and node.op_type in STOPS:
+            continue
+        if any(n in reached for i, n in enumerate(node.input) if rule is None or rule.can_carry(i)):
+            reached.update(node.output)
+            nodes.append(node)
+    needed = {info.name for info in graph.output if is_real(info)} & reached
+    ended = bool(needed)
+    for node in reversed(nodes):
+        if needed.isdisjoint(node.output):
+            continue
+        if node.domain or node.op_type not in RULES:
+            return False
+        needed.update(node.input)
+    return ended
+
+
+class Erf(OpRun):  # type: ignore[misc]
+    """onnx's own gives float32 whatever it gets."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.array([math.erf(v) for v in x.ravel()], np.float64).reshape(x.shape),)
+
+
+class Scatter(OpRun):  # type: ignore[misc]
+    """The first name of ScatterElements, which onnx's evaluator does not have."""
+
+    op_domain = ""
+
+    def _run(self, data: Array, indices: Array, updates: Array, axis: int = 0) -> tuple[Array]:
+        found = data.copy()
+        np.put_along_axis(found, indices, updates, axis or 0)
+        return (found,)
+
+
+_EVALUATED_AS_FUNCTIONS = ("Gelu", "GroupNormalization", "MeanVarianceNormalization")
+"""Operators that onnx evaluates partly in float32; the same test's ``_expanded`` form is in double throughout."""
+
+
+_EVALUATED_BY_ONNXRUNTIME = ("AffineGrid", "DeformConv", "GridSample", "MaxPool")
+"""Operators that onnx's evaluator computes partly in float32, or (MaxPool) whose indices it gets wrong under padding;
+onnxruntime computes them in double."""
+
+
+def in_double(model: ModelProto) -> ModelProto:
+    """The model with double where it says float: types of inputs and outputs, types to cast to, and constants."""
+    widened = ModelProto()
+    widened.CopyFrom(model)
+    for info in (*widened.graph.input, *widened.graph.output):
+        if is_real(info):
+            info.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in widened.graph.node:
+        for attr in node.attribute:
+            if attr.name in ("to", "stash_type", "dtype", "softmax_precision") and attr.i in REAL:
+                attr.i = TensorProto.DOUBLE
+            if attr.type == onnx.AttributeProto.TENSOR and attr.t.data_type in REAL:
+                values = numpy_helper.to_array(attr.t).astype(np.float64)
+                attr.t.CopyFrom(numpy_helper.from_array(values, attr.t.name))
+        if node.op_type == "Constant" and node.attribute[0].name in ("value_float", "value_floats"):
+            stated = np.asarray(helper.get_attribute_value(node.attribute[0]), np.float64)
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(stated)))
+    widened.ir_version = min(widened.ir_version, 11)
+    return widened
 
 
 @dataclass
@@ -77,13 +161,12 @@ class NodeTest:
 
     name: str
     folder: Path
-    evaluator: Callable[[ModelProto], Callable[[Values], Values]] | None = None
+    step: float = STEP
 
     @cached_property
     def proto(self) -> ModelProto:
         """The test's model, every output that a rule may need named, in float64."""
-        model = ModelProto()
-        model.CopyFrom(collected()[self.name].model)
+        model = in_double(collected()[self.name].model)
         for number, node in enumerate(model.graph.node):
             if node.op_type == "MaxPool" and len(node.output) == 1:
                 node.output.append(f"indices{number}")
@@ -104,9 +187,11 @@ class NodeTest:
         values = {}
         for info, value in zip(fed, given, strict=False):
             array = np.asarray(numpy_helper.to_array(value) if isinstance(value, TensorProto) else value)
-            if array.dtype.kind == "f":
-                moved = self.rng.uniform(JITTER, 2 * JITTER, array.shape)
-                array = np.where(np.isfinite(array), array.astype(np.float64) + moved, array)
+            if array.dtype.kind == "f" and info.name in self._differentiable:
+                array = np.where(np.isfinite(array), array.astype(np.float64), 1)
+                array = array + self.rng.uniform(JITTER, 2 * JITTER, array.shape)
+            elif array.dtype.kind == "f":
+                array = array.astype(np.float64)
             values[info.name] = array
         return values
 
@@ -124,13 +209,20 @@ class NodeTest:
         return ModelFile(path)
 
     @cached_property
-    def sources(self) -> list[str]:
-        """Inputs to differentiate by: real ones that some rule can carry a cotangent to."""
-        open_ = set()
+    def _differentiable(self) -> set[str]:
+        """Inputs of nodes that can carry a cotangent."""
+        found = set()
         for node in self.proto.graph.node:
             rule = RULES.get(node.op_type)
-            open_.update(n for i, n in enumerate(node.input) if rule is None or rule.can_carry(i))
-        return [n for n, v in self.inputs.items() if v.dtype.kind == "f" and v.size and n in open_]
+            found.update(n for i, n in enumerate(node.input) if rule is None or rule.can_carry(i))
+        return found
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Inputs to differentiate by: real ones that some rule can carry a cotangent to."""
+        return [
+            n for n, v in self.inputs.items() if v.dtype.kind == "f" and v.size and n in self._differentiable
+        ]
 
     @cached_property
     def graph(self) -> Graph:
@@ -147,15 +239,21 @@ class NodeTest:
                 if name and name not in known:
                     model.graph.output.append(onnx.ValueInfoProto(name=name))
                     known.add(name)
+        if len(model.graph.node) == 1 and model.graph.node[0].op_type in _EVALUATED_AS_FUNCTIONS:
+            model = in_double(collected()[f"{self.name}_expanded"].model)
         names = [o.name for o in model.graph.output]
-        if self.evaluator is not None:
-            return self.evaluator(model)
-        evaluator = ReferenceEvaluator(model)
+        evaluate: Callable[[None, Values], list[Any]]
+        if operators(model) <= set(_EVALUATED_BY_ONNXRUNTIME):
+            evaluate = onnxruntime.InferenceSession(
+                model.SerializeToString(), providers=["CPUExecutionProvider"]
+            ).run
+        else:
+            evaluate = ReferenceEvaluator(model, new_ops=[Erf, Scatter]).run
 
         def forward(x: Values) -> Values:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                found = evaluator.run(None, {**self.inputs, **x})
+                found = evaluate(None, {**self.inputs, **x})
             return {n: np.asarray(v) for n, v in zip(names, found, strict=True) if v is not None}
 
         return forward
@@ -207,15 +305,15 @@ def norm(a: Mapping[str, Array]) -> float:
     return float(np.sqrt(dot(a, a)))
 
 
-def slope(forward: Callable[[Values], Values], x: Values, d: Values) -> Values:
+def slope(test: NodeTest, d: Values) -> Values:
     """The derivative along ``d``, by the central five-point rule."""
 
     def ahead(steps: int) -> Values:
-        return forward({name: x[name] + steps * STEP * d[name] for name in d})
+        return test.forward({name: test.inputs[name] + steps * test.step * d[name] for name in d})
 
     near, far = (ahead(1), ahead(-1)), (ahead(2), ahead(-2))
     return {
-        name: (8 * (near[0][name] - near[1][name]) - (far[0][name] - far[1][name])) / (12 * STEP)
+        name: (8 * (near[0][name] - near[1][name]) - (far[0][name] - far[1][name])) / (12 * test.step)
         for name in near[0]
     }
 
@@ -226,9 +324,8 @@ def random_error(test: NodeTest) -> tuple[float, float]:
     A rule that is wrong by a fraction f gives an error of f times the power.
     """
     rng = test.rng
-    x = {name: test.inputs[name] for name in test.sources}
-    d = {name: rng.uniform(-1, 1, value.shape) for name, value in x.items()}
-    ahead = slope(test.forward, x, d)
+    d = {name: rng.uniform(-1, 1, test.inputs[name].shape) for name in test.sources}
+    ahead = slope(test, d)
     y = {
         name: np.asarray(v / max(np.sqrt(np.mean(v**2)), 1e-30) + rng.standard_normal(v.shape))
         for name, v in ahead.items()
@@ -245,7 +342,7 @@ def jacobian_error(test: NodeTest) -> float:
         for k in range(value.size):
             d = np.zeros(value.size)
             d[k] = 1
-            ahead = slope(test.forward, x, {name: d.reshape(value.shape)})
+            ahead = slope(test, {name: d.reshape(value.shape)})
             columns.append(np.concatenate([ahead[n].ravel() for n in test.targets]))
     for target in test.targets:
         for k in range(test.recorded[target].size):

@@ -1,12 +1,30 @@
-"""Operators that move, join or take apart."""
+"""Operators that move, join, repeat or take apart."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
+from onnxviz.model.graph import Attribute, Node
 from onnxviz.model.pulls import pad_begins, permutation, slices
-from onnxviz.reverse.kernels import Array, dilate
-from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, register
+from onnxviz.reverse.kernels import Array, dilate, place, put
+from onnxviz.reverse.rules.registry import Cotangents, Step, register, sum_to
+
+
+def parameters(node: Node, wanted: frozenset[int]) -> Iterable[str]:
+    """Record every input after the first; the constant ones need no recording."""
+    return [name for name in node.inputs[1:] if name]
+
+
+def _settled(step: Step, *names: str) -> Node:
+    """The node with its inputs 1, 2, … as the attributes ``names``, also where they were computed at run time."""
+    attrs: dict[str, Attribute] = dict(step.node.attrs)
+    for index, name in enumerate(names, start=1):
+        if name and name not in attrs and len(step.node.inputs) > index and step.node.inputs[index]:
+            attrs[name] = tuple(int(v) for v in step.value(index).reshape(-1))
+    return replace(step.node, attrs=attrs)
 
 
 @register("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -36,36 +54,73 @@ def split(step: Step, g: Array) -> Cotangents:
     return (g,)
 
 
-@register("Slice", restriction=constant_inputs(starts=1, ends=2, axes=3, steps=4))
-def slice_(step: Step, g: Array) -> Cotangents:
-    """Back to where it was cut out, zeros between steps. ONNX Slice-13."""
-    return (dilate(g, [n for _, n in slices(step.node, step.full_shape(0))]),)
+@register("Expand")
+def expand(step: Step, g: Array) -> Cotangents:
+    """The sum over all copies. ONNX Expand-13."""
+    return (sum_to(g, step.shape(0)),)
 
 
-@register("Pad", restriction=constant_inputs(pads=1, axes=3))
-def pad(step: Step, g: Array) -> Cotangents:
-    """What was padded on is cut off; in the other modes it goes back to where it was copied from. ONNX Pad-21."""
-    mode = step.attr("mode")
-    if mode == "constant":
-        return (g,)
+@register("Tile")
+def tile(step: Step, g: Array) -> Cotangents:
+    """The sum over all copies. ONNX Tile-13."""
     xp = g.__array_namespace__()
     shape = step.shape(0)
-    for axis, (n, begin) in enumerate(zip(shape, pad_begins(step.node, g.ndim), strict=True)):
-        out = g.shape[axis]
-        if out == n and begin == 0:
-            continue
-        source = _copied_from(n, begin, out, str(mode))
-        matrix = (source[:, None] == np.arange(n)).astype(g.dtype)
-        g = xp.moveaxis(xp.tensordot(g, xp.asarray(matrix), axes=([axis], [0])), -1, axis)
+    apart = [k for out, n in zip(g.shape, shape, strict=True) for k in (out // n if n else 0, n)]
+    return (xp.sum(xp.reshape(g, tuple(apart)), axis=tuple(range(0, len(apart), 2))),)
+
+
+@register("Trilu", record=parameters)
+def trilu(step: Step, g: Array) -> Cotangents:
+    """The same triangle of g. ONNX Trilu-14."""
+    xp = g.__array_namespace__()
+    k = int(step.value(1).reshape(())) if any(step.node.inputs[1:]) else 0
+    return (xp.triu(g, k=k) if step.attr("upper") else xp.tril(g, k=k),)
+
+
+@register("Slice", record=parameters)
+def slice_(step: Step, g: Array) -> Cotangents:
+    """Back to where it was cut out, zeros between steps. ONNX Slice-13."""
+    node = _settled(step, "starts", "ends", "axes", "steps")
+    steps = slices(node, step.full_shape(0))
+    spread = dilate(g, [by for _, by in steps])
+    if "starts" in step.node.attrs:
+        return (spread,)
+    begins = [start + min((n - 1) * by, 0) for n, (start, by) in zip(g.shape, steps, strict=True)]
+    return (place(spread, begins, step.shape(0)),)
+
+
+@register("Pad", slots=(0, 2), record=parameters)
+def pad(step: Step, g: Array) -> Cotangents:
+    """What was padded on is cut off, and adds up for the padding value; else back to the original. ONNX Pad-21."""
+    node = _settled(step, "pads", "", "axes")
+    source, target = step.full_shape(0), step.full_shapes[step.node.output]
+    begins = pad_begins(node, g.ndim)
+    mode = str(step.attr("mode"))
+    if mode == "constant":
+        value = None
+        if 2 in step.wanted:
+            padding = place(np.zeros(source, g.dtype) - 1, begins, target) + 1
+            xp = g.__array_namespace__()
+            value = xp.reshape(xp.sum(g * step.over_output(padding)), step.shape(2))
+        known = "pads" in step.node.attrs
+        return (g if known else place(g, [-begin for begin in begins], source), None, value)
+    for axis, (n, out, begin) in enumerate(zip(source, target, begins, strict=True)):
+        if out != n or begin:
+            g = put(g, _copied_from(n, begin, out, mode), axis, n)
     return (g,)
 
 
 def _copied_from(n: int, begin: int, out: int, mode: str) -> Array:
-    """For each of ``out`` padded positions the position, of ``n``, that it is a copy of."""
-    place = np.arange(out) - begin
+    """For each of ``out`` padded positions the position, of ``n``, that it is a copy of.
+
+    Negative pads crop before the others pad, as in onnxruntime; ONNX does not say.
+    """
+    end = out - n - begin
+    low, left = max(-begin, 0), n + min(begin, 0) + min(end, 0)
+    place = np.arange(out) - max(begin, 0)
     if mode == "edge":
-        return np.clip(place, 0, n - 1)
+        return low + np.clip(place, 0, left - 1)
     if mode == "wrap":
-        return place % n
-    period = max(2 * (n - 1), 1)
-    return n - 1 - np.abs(place % period - (n - 1)) if n > 1 else np.zeros_like(place)
+        return low + place % left
+    turn = max(left - 1, 1)
+    return low + (left - 1) - np.abs(place % (2 * turn) - (left - 1))
