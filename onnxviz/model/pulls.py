@@ -241,11 +241,9 @@ def _window(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -
             strict=True,
         )
     )
-    lead = (spans[0], Span(source[1])) if node.op in WEIGHTS else spans[:2]
-    parameters = _parameters(node, shapes)
-    return Pull(
-        (*spans[:1], *whole(shapes[node.outputs[0]][1:2]), *spans[2:]), ((*lead, *moved), *parameters)
-    )
+    channels, produced = source[1], shapes[node.outputs[0]][1]
+    needed = (spans[0], Span(produced), *spans[2:])
+    return Pull(needed, ((spans[0], Span(channels), *moved), *_parameters(node, shapes)))
 
 
 def transposed_begins(node: Node, sizes: Sequence[int], outputs: Sequence[int]) -> tuple[int, ...]:

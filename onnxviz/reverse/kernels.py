@@ -109,7 +109,9 @@ def unfold(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: S
     spatial = tuple(range(2, x.ndim))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = sliding_window_view(x, reach, axis=spatial)
-    windows = windows[:, :, *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations)]
+    windows = windows[
+        :, :, *(slice(None, None, s) for s in strides), *(slice(None, None, d) for d in dilations)
+    ]
     depth = len(spatial)
     cells_first = np.moveaxis(windows, range(2 + depth, 2 + 2 * depth), range(2, 2 + depth))
     return cells_first.reshape(n, c, math.prod(kernel), *cells_first.shape[2 + depth :])
@@ -128,9 +130,7 @@ def _columns(
         yield rows, seen.reshape(len(seen), groups, c // groups * math.prod(kernel), -1)
 
 
-def conv(
-    x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int
-) -> Array:
+def conv(x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int) -> Array:
     """Convolution without padding, as in ONNX Conv.
 
     Args:

@@ -15,14 +15,43 @@ TOLERANCE = 1e-7
 SMALL = 48
 """Inputs and outputs up to this many elements in all have their whole Jacobian compared."""
 
-FINER = dict.fromkeys(
-    ("test_acosh_example", "test_l2normalization_axis_0", "test_reduce_min_default_axes_keepdims_example"), 2e-5
-)
+FINER = {
+    **dict.fromkeys(("test_acosh_example", "test_l2normalization_axis_0"), 2e-5),
+    **dict.fromkeys(("test_reduce_min_default_axes_keepdims_example", "test_scatternd_min"), 1e-6),
+    **dict.fromkeys((name for name in collected() if name.startswith("test_maxpool_")), 1e-6),
+}
 """Tests whose inputs lie near a branch point, a zero norm or a tie, with the step that stays clear of it."""
 
-NOT_DIFFERENTIABLE: dict[str, str] = {}
+_NO_ELEMENT = "an empty tensor: there is nothing to differentiate by, or to ask for"
+_NOT_FINITE = "its outputs are infinite or not numbers, and have no differences"
+_RANDOM = "it is random; the rule refuses it"
+NOT_DIFFERENTIABLE = {
+    **dict.fromkeys((name for name in collected() if "_empty_set" in name), _NO_ELEMENT),
+    "test_reshape_allowzero_reordered": _NO_ELEMENT,
+    "test_slice_start_out_of_bounds": _NO_ELEMENT,
+    "test_split_zero_size_splits_opset13": _NO_ELEMENT,
+    "test_split_zero_size_splits_opset18": _NO_ELEMENT,
+    **dict.fromkeys((f"test_mod_float_edge_cases_fmod_0_float{bits}" for bits in (16, 32, 64)), _NOT_FINITE),
+    **dict.fromkeys(
+        (
+            f"test_attention_4d_with_past_and_present_qk_matmul_bias_{rank}d_mask_causal{form}"
+            for rank in (3, 4)
+            for form in ("", "_expanded")
+        ),
+        _NOT_FINITE,
+    ),
+    "test_causal_conv_with_state_kernel_size_one_expanded": _NO_ELEMENT,
+    **dict.fromkeys((name for name in collected() if name.startswith("test_training_dropout")), _RANDOM),
+}
+"""Tests of operators with a rule that finite differences say nothing of, and why."""
 
 NAMES = [name for name in with_rule() if name not in NOT_DIFFERENTIABLE]
+
+
+def test_the_exceptions_are_tests_of_operators_with_a_rule():
+    """An exception that no longer is one is to be taken out."""
+    assert set(FINER) - set(with_rule()) <= {n for n in FINER if not NodeTest(n, Path()).sources}
+    assert {n for n, why in NOT_DIFFERENTIABLE.items() if why != _NO_ELEMENT} <= set(with_rule())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -249,7 +249,7 @@ every_kind = pytest.mark.parametrize(("make", "kind"), [pytest.param(m, k, id=k)
 @every_kind
 @pytest.mark.parametrize("method", ["gradient", "deconvnet", "guided"])
 def test_a_quantised_network_projects_as_the_float_one(make, kind: str, method: str, tmp_path: Path):
-    """Without the ReLUs that quantisers fold away, the difference would be about 1."""
+    """Where a quantiser folded ReLUs away, missing them makes a difference of 1.0 to 2.7."""
     model = make()
     net, plain = quantised(kind, model, tmp_path)
     x = pictures(model, 1, seed=99)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any, TypeAlias
 
-from onnxviz.model.graph import Node
+from onnxviz.model.graph import Constants, Node
 from onnxviz.reverse.kernels import Array
 from onnxviz.reverse.rules.registry import (
     Cotangents,
     Record,
+    Restriction,
     Step,
     all_inputs,
     first_input,
@@ -154,9 +155,22 @@ def where(step: Step, g: Array) -> Cotangents:
     )
 
 
-@register("Identity", "Dropout")
+@register("Identity")
 def identity(step: Step, g: Array) -> Cotangents:
-    """g itself: copies, and Dropout in inference. ONNX Identity-1, Dropout-13."""
+    """g itself. ONNX Identity-1."""
+    return (g,)
+
+
+def _training(node: Node, constants: Constants) -> str | None:
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return None
+    on = node.inputs[2] not in constants or bool(constants[node.inputs[2]])
+    return "it is in training mode: its output is random" if on else None
+
+
+@register("Dropout", restriction=Restriction("training_mode off", _training))
+def dropout(step: Step, g: Array) -> Cotangents:
+    """g itself: in inference it is a copy. ONNX Dropout-13."""
     return (g,)
 
 
