@@ -419,8 +419,12 @@ class ModelFile:
             kept.CopyFrom(proto)
             kept.output[:] = [f"{name}:computed" if name in known else name for name in proto.output]
             if proto.op_type == "MaxPool" and proto.output[0] in pool_indices:
-                del kept.output[1:]
-                kept.output.append(f"{proto.output[0]}:indices")
+                indices = f"{proto.output[0]}:indices"
+                if any(kept.output[1:]):  # a MaxUnpool reads them too
+                    graph.node.append(helper.make_node("Identity", [kept.output[1]], [indices]))
+                else:
+                    del kept.output[1:]
+                    kept.output.append(indices)
         for probe in probes:
             value_name = probe.source
             for step, (op, constants, attrs) in enumerate(probe.nodes):

@@ -312,7 +312,9 @@ class _Walk:
     def over(self, values: Array, spans: Spans, *, constant: bool = False) -> Array:
         """Windows of a forward value. A constant has one row, which serves every unit."""
         if not self.plan.batched:
-            return values if constant else place(values, [-s.b for s in spans], [s.size for s in spans])
+            if len(spans) != values.ndim:  # a constant of fewer axes than the output that it goes with
+                return values
+            return place(values, [-s.b for s in spans], [s.size for s in spans])
         axes = [
             axis
             for axis, span in enumerate(spans)
@@ -346,6 +348,11 @@ class _Walk:
             recorded = self.recording.switches[node.output]
             return recorded if everywhere else self.over(recorded, move.pull.output)
 
+        def over_output(values: Array) -> Array:
+            sizes = zip(values.shape, move.pull.output, strict=True)
+            spans = tuple(Span(1) if n == 1 and s.coord is None else s for n, s in sizes)
+            return self.over(values, spans, constant=True)
+
         return Step(
             node=node,
             index=move.index,
@@ -355,7 +362,7 @@ class _Walk:
             read_input=read_input,
             read_result=read_result,
             read_switches=read_switches,
-            over_output=lambda values: self.over(values, move.pull.output, constant=True),
+            over_output=over_output,
             over_input=lambda values: self.over(values, move.pull.inputs[0]),
         )
 

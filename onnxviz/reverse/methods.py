@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from onnxviz.errors import UsageError
 from onnxviz.model.graph import Node
-from onnxviz.reverse.rules import RULES, activations, elementwise, pooling
+from onnxviz.reverse.rules import RULES, activations, elementwise, pooling, quantization
 from onnxviz.reverse.rules.registry import STOPS, Rule
 
 __all__ = ["METHODS", "Method", "Override", "make_method"]
@@ -64,6 +64,11 @@ def _is(*ops: str) -> Callable[[Node], bool]:
 
 def _hard_rectifier(node: Node) -> bool:
     return node.op == "Relu" or (node.op == "Clip" and node.attrs.get("min") == 0)
+
+
+def _has_folded(op: str) -> Callable[[Node], bool]:
+    """Nodes of ``op`` into which a quantiser folded a ReLU."""
+    return lambda node: node.op == op and bool(node.attrs.get("rectifies"))
 
 
 _SOFT_RECTIFIERS = (
@@ -130,6 +135,9 @@ def make_method(
         overrides.append(Override(_hard_rectifier, table.rectifier))
         if activation == "rectify":
             overrides.append(Override(_soft_rectifier, table.rectifier))
+        overrides += [
+            Override(_has_folded(op), quantization.folded(table.rectifier, op)) for op in quantization.FOLDS
+        ]
     if lrn == "identity":
         overrides.append(Override(_is("LRN"), elementwise.identity))
     if overlap == "mean":

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_resize
 
 from onnxviz.model.graph import Graph, ModelFile
 from onnxviz.model.normalize import normalize
@@ -36,6 +37,8 @@ Values: TypeAlias = dict[str, Array]
 
 GRADIENT = make_method("gradient")
 REAL = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+
+_FLOATS = (np.float16, np.float32, np.float64)
 
 STEP = 2e-4
 """Of the finite differences, along directions within ±1."""
@@ -113,6 +116,20 @@ class Erf(OpRun):  # type: ignore[misc]
         return (np.array([math.erf(v) for v in x.ravel()], np.float64).reshape(x.shape),)
 
 
+class Resize(OpRun):  # type: ignore[misc]
+    """onnx's own, whose cubic coefficients are in float32 as the attribute is."""
+
+    op_domain = ""
+
+    def _run(self, *inputs: Array | None, cubic_coeff_a: float | None = None, **attrs: Any) -> tuple[Array]:
+        coefficient = None if cubic_coeff_a is None else float(cubic_coeff_a)
+        return tuple(
+            op_resize.Resize(self.onnx_node, self.run_params)._run(
+                *inputs, cubic_coeff_a=coefficient, **attrs
+            )
+        )
+
+
 class Scatter(OpRun):  # type: ignore[misc]
     """The first name of ScatterElements, which onnx's evaluator does not have."""
 
@@ -187,10 +204,10 @@ class NodeTest:
         values = {}
         for info, value in zip(fed, given, strict=False):
             array = np.asarray(numpy_helper.to_array(value) if isinstance(value, TensorProto) else value)
-            if array.dtype.kind == "f" and info.name in self._differentiable:
+            if array.dtype in _FLOATS and info.name in self._differentiable:
                 array = np.where(np.isfinite(array), array.astype(np.float64), 1)
                 array = array + self.rng.uniform(JITTER, 2 * JITTER, array.shape)
-            elif array.dtype.kind == "f":
+            elif array.dtype in _FLOATS:
                 array = array.astype(np.float64)
             values[info.name] = array
         return values
@@ -221,7 +238,7 @@ class NodeTest:
     def sources(self) -> list[str]:
         """Inputs to differentiate by: real ones that some rule can carry a cotangent to."""
         return [
-            n for n, v in self.inputs.items() if v.dtype.kind == "f" and v.size and n in self._differentiable
+            n for n, v in self.inputs.items() if v.dtype in _FLOATS and v.size and n in self._differentiable
         ]
 
     @cached_property
@@ -248,7 +265,7 @@ class NodeTest:
                 model.SerializeToString(), providers=["CPUExecutionProvider"]
             ).run
         else:
-            evaluate = ReferenceEvaluator(model, new_ops=[Erf, Scatter]).run
+            evaluate = ReferenceEvaluator(model, new_ops=[Erf, Resize, Scatter]).run
 
         def forward(x: Values) -> Values:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
