@@ -123,7 +123,7 @@ def check(
         opset=file.opset,
         stated_opset=file.stated_opset,
         producer=file.producer_name,
-        nodes=len(file.graph.nodes),
+        nodes=file.size,
         parameters=file.parameters,
         inputs=tuple(map(str, file.graph.inputs)),
         outputs=file.graph.outputs,

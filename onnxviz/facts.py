@@ -12,7 +12,7 @@ from onnxviz.errors import UsageError
 from onnxviz.forward.scan import Scan
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
-from onnxviz.model.graph import ModelFile
+from onnxviz.model.graph import REAL_VALUES, ModelFile
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.report.data import DiagramNode, ModelData, Provenance
@@ -44,7 +44,7 @@ def model_data(network: Network) -> ModelData:
         producer=model.producer_name,
         opset=model.opset,
         input=str(network.image),
-        nodes=len(model.graph.nodes),
+        nodes=model.size,
         parameters=model.parameters,
     )
 
@@ -78,10 +78,10 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
     known = {image.name: image.name}
     for node in network.graph.nodes:
         inputs = tuple(dict.fromkeys(known[name] for name in node.inputs if name in known))
-        if not inputs:
+        if not inputs or node.output.endswith(REAL_VALUES):
             continue
         known.update((name, node.output) for name in node.outputs if name)
-        layer = layers.get(node.output)
+        layer = layers.get(node.output) or layers.get(node.output + REAL_VALUES)
         detail = "×".join(str(n) for n in (layer.channels, *layer.size)) if layer else ""
         nodes.append(
             DiagramNode(
@@ -91,7 +91,7 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
                 title=node.name,
                 detail=detail,
                 inputs=inputs,
-                slug=slugs.get(node.output),
+                slug=slugs.get(layer.tensor) if layer else None,
             )
         )
     return tuple(nodes)

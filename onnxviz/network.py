@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxviz.errors import ModelError, UnitError, UnsupportedOpError, UsageError
 from onnxviz.forward.session import Runner, Session, choose_provider
 from onnxviz.model import geometry
-from onnxviz.model.graph import Constants, Graph, ModelFile, Node, Probe, Shape
+from onnxviz.model.graph import REAL_VALUES, Constants, Graph, ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
@@ -163,7 +163,8 @@ class Network:
     @cached_property
     def _live(self) -> set[str]:
         """Tensors that something comes of."""
-        return self.graph.ancestors(self.graph.outputs)
+        live = self.graph.ancestors(self.graph.outputs)
+        return live | {name + REAL_VALUES for name in live}
 
     def layer(self, name: str) -> Layer:
         """The layer that a layer's, node's or tensor's name, or an alias, names.
@@ -180,8 +181,9 @@ class Network:
     @cached_property
     def _aside(self) -> dict[str, Layer]:
         """Names of nodes and tensors that are not listed: what only carries a layer's values, and pieces."""
-        carried = {layer.tensor: layer for layer in self._all_layers}
+        carried = {layer.tensor.removesuffix(REAL_VALUES): layer for layer in self._all_layers}
         names = {n: x for x in self._all_layers if x.tensor not in self._live for n in (x.name, x.tensor)}
+        names |= {tensor: layer for tensor, layer in carried.items() if tensor != layer.tensor}
         for node in self.graph.nodes:
             if node.op in PLUMBING and node.inputs and node.inputs[0] in carried:
                 carried[node.output] = names[node.output] = names[node.name] = carried[node.inputs[0]]

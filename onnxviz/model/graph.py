@@ -42,6 +42,7 @@ from onnxviz.model.sizes import shape_only
 from onnxviz.runtime import open_session
 
 __all__ = [
+    "REAL_VALUES",
     "Attribute",
     "Constants",
     "Graph",
@@ -56,6 +57,9 @@ __all__ = [
 
 Attribute: TypeAlias = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 Shape: TypeAlias = tuple[int, ...]
+
+REAL_VALUES = ":real"
+"""Ends the names of tensors that are added: the real values that a quantised operator's whole numbers stand for."""
 
 
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
@@ -198,7 +202,7 @@ class ModelFile:
         self._feed(feeds or {})
         taken = (*(v.name for v in self._inputs), *self.initializers)
         make_names_unique(lifted.nodes, taken)
-        self._nodes: list[onnx.NodeProto] = in_order(lifted.nodes)
+        self._nodes: list[onnx.NodeProto] = in_order([*lifted.nodes, *_real_values(lifted.nodes)])
         self.graph = self._read_graph()
         self.constants = Constants(self)
         self._inline({}, None)
@@ -213,6 +217,11 @@ class ModelFile:
     def opset(self) -> int:
         """Version of the default operator set, after conversion."""
         return opset_of(self._header)
+
+    @property
+    def size(self) -> int:
+        """Number of nodes, those added here (`REAL_VALUES`) not counted."""
+        return sum(not node.output.endswith(REAL_VALUES) for node in self.graph.nodes)
 
     @property
     def parameters(self) -> int:
@@ -451,6 +460,17 @@ class ModelFile:
         model = onnx.ModelProto()
         model.CopyFrom(self._header)
         return model
+
+
+def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """For each operator that gives whole numbers for real ones, a node that gives the real ones: `REAL_VALUES`."""
+    return [
+        helper.make_node(
+            "DequantizeLinear", [node.output[0], *node.input[6:8]], [node.output[0] + REAL_VALUES]
+        )
+        for node in nodes
+        if node.op_type in ("QLinearConv", "QLinearMatMul") and node.domain in ("", "ai.onnx")
+    ]
 
 
 def _value_of(constants: Constants) -> Callable[[str], np.ndarray | None]:

@@ -6,10 +6,11 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxviz.errors import LayerNotFoundError
+from onnxviz.model.graph import REAL_VALUES
 from onnxviz.model.spans import Span
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ __all__ = ["PLUMBING", "Layer", "find_layer", "find_layers", "list_layers"]
 _KINDS: Mapping[str, str] = {
     "Conv": "conv",
     "ConvTranspose": "deconv",
+    "QLinearConv": "conv",
+    "QLinearMatMul": "fc",
     "Gemm": "fc",
     "MaxPool": "pool",
     "AveragePool": "pool",
@@ -47,7 +50,17 @@ _CHANNELS_FIRST = frozenset(
 """Operators that take axis 1 for channels, whatever came before."""
 
 PLUMBING = frozenset(
-    {"Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Dropout"}
+    {
+        "Cast",
+        "DequantizeLinear",
+        "Dropout",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
 )
 """Operators that move or copy values without computing: not layers, though their tensors can be named."""
 
@@ -117,6 +130,8 @@ def list_layers(
     counts: dict[str, int] = {}
     blocks = _Blocks(graph, seen)
     layers = []
+    codes: set[str] = set()
+    quantised: dict[str, Node] = {}
     for node in graph.nodes:
         field = seen.get(node.output)
         if field is None:
@@ -126,7 +141,14 @@ def list_layers(
         orders[node.output] = order
         for extra in node.outputs[1:]:
             orders[extra] = order
-        if node.op in PLUMBING or not 2 <= len(shape) <= 4:
+        if _gives_codes(node, codes):
+            codes.update(node.outputs)
+        if node.output.endswith(REAL_VALUES):
+            node = replace(quantised[node.inputs[0]], outputs=node.outputs)
+        elif node.op in PLUMBING or node.output in codes:
+            quantised[node.output] = node
+            continue
+        if not 2 <= len(shape) <= 4:
             continue
         kind = _KINDS.get(node.op, node.op.lower())
         if node.op == "MatMul" and any(name in constants for name in node.inputs):
@@ -142,6 +164,25 @@ def list_layers(
                 _layer(node, name, tensor, shapes[tensor], order, aliases, seen[tensor], image_size)
             )
     return tuple(layers)
+
+
+_QUANTISING = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
+
+
+def _gives_codes(node: Node, codes: Container[str]) -> bool:
+    """Whether a node gives whole numbers that stand for real ones: of a quantiser, or moved and picked from such."""
+    return node.op in _QUANTISING or (
+        node.inputs[0] in codes and node.op not in ("Cast", "DequantizeLinear", "Mul")
+    )
 
 
 def _order(node: Node, orders: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape]) -> tuple[int, ...]:

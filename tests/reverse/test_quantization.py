@@ -257,3 +257,17 @@ def test_a_quantised_network_projects_as_the_float_one(make, kind: str, method: 
     found = net.vjp({"x": x}, {net.graph.outputs[0]: g}, method=method)["x"]
     expected = plain.vjp({"x": x}, {"y": g}, method=method)["x"]
     assert difference(found, expected) < QUANTISATION
+
+
+def test_layers_of_whole_numbers_show_the_real_values_that_they_stand_for(opened: Opener):
+    """A convolution of codes is listed under its own name; its values, and so its seeds, are real numbers."""
+    nodes, constants, twin = OPERATORS["conv"]()
+    net, plain = opened(network(nodes, constants)), opened(twin)
+    layer = net.layer("conv1")
+    assert [(one.op, one.alias) for one in net.layers] == [("QLinearConv", "conv1")]
+    x = pictures(twin, 2)
+    codes = net.activations(x, "y")  # RESTORE gives the same real values
+    np.testing.assert_array_equal(net.activations(x, layer), codes)
+    assert net.activations(x, layer).dtype == np.float32
+    gradient, expected = (one.project(x, "conv1", 2, (1, 3), "gradient") for one in (net, plain))
+    assert difference(gradient, expected) < EXACT
