@@ -106,7 +106,7 @@ def test_no_layer_behind_what_nothing_passes(tmp_path):
     found = {layer.name: layer.problem for layer in check(path, DECONVNET).layers}
     assert found["a"] is None
     assert found["y"] == "no small change of the image changes it"
-    with pytest.raises(OnnxvizError, match="cannot be traced back to x.*ArgMax 'b' gives places"):
+    with pytest.raises(OnnxvizError, match=r"cannot be traced back to x.*ArgMax 'b' gives places"):
         network = onnxviz.load(path, provider="cpu")
         network.check([network.layer("y")], DECONVNET)
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 from urllib.parse import quote
 
-from onnxviz.images.fitting import inscribed
+from onnxviz.images.fitting import SLENDEREST
 
 __all__ = ["Place", "date", "integer", "number", "percent", "place", "size", "url"]
 
@@ -96,8 +96,9 @@ def place(box: tuple[int, int, int, int], frame: tuple[int, int], tile: tuple[in
 
     ``box`` is (top, left, bottom, right) in input pixels, ``frame`` and ``tile`` are (height, width).
     """
-    drawn = inscribed(frame, min(tile))
-    (down, across) = (d / f for d, f in zip(drawn, frame, strict=True))
+    scale = min(tile[0] / frame[0], tile[1] / frame[1])
+    drawn = [max(f * scale, min(tile) / SLENDEREST) for f in frame]
+    down, across = (d / f for d, f in zip(drawn, frame, strict=True))
     offset = [(t - d) / 2 for t, d in zip(tile, drawn, strict=True)]
     top, bottom = (offset[0] + down * min(max(v, 0), frame[0]) for v in (box[0], box[2]))
     left, right = (offset[1] + across * min(max(v, 0), frame[1]) for v in (box[1], box[3]))
