@@ -63,7 +63,13 @@ CHANNELS_LAST = build(
     x=("N", 50, 3),
 )
 
-NETS = {"signal": SIGNAL, "channels-last": CHANNELS_LAST, "plane": PLANE, "vector": VECTOR, "reading": READING}
+NETS = {
+    "signal": SIGNAL,
+    "channels-last": CHANNELS_LAST,
+    "plane": PLANE,
+    "vector": VECTOR,
+    "reading": READING,
+}
 
 
 @pytest.fixture(params=list(NETS))

@@ -310,10 +310,37 @@ def switches(
         ones = (1,) * (len(sizes) - axis - 1)
         start = start + ((np.arange(size) * strides[axis] - begins[axis]) * pitch[axis]).reshape(-1, *ones)
         offset = offset + (np.arange(kernel[axis]) * dilations[axis] * pitch[axis]).reshape(-1, *ones)
-    cells = np.zeros(int(offset.max()) + 1, np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+    dtype = np.uint8 if math.prod(kernel) <= 256 else np.uint32
+    if len(np.unique(offset)) < offset.size:  # a window wider than the map: cells of two rows share an offset
+        return _cells_by_axis(indices % math.prod(source), pitch, kernel, strides, dilations, begins).astype(
+            dtype
+        )
+    cells = np.zeros(int(offset.max()) + 1, dtype)
     cells[offset.ravel()] = np.arange(math.prod(kernel))
     found: Array = cells[indices - start]
     return found
+
+
+def _cells_by_axis(
+    places: Array,
+    pitch: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    begins: Sequence[int],
+) -> Array:
+    """Numbers of kernel cells from flat places (N, C, h…) in a plane: coordinate by coordinate."""
+    coordinates: dict[int, Array] = {}
+    for axis in sorted(range(len(kernel)), key=lambda axis: -pitch[axis]):
+        coordinates[axis], places = np.divmod(places, pitch[axis])
+    cell: Array = np.zeros_like(places)
+    for axis, size in enumerate(kernel):
+        count = places.shape[2 + axis]
+        first = (np.arange(count) * strides[axis] - begins[axis]).reshape(
+            -1, *(1,) * (len(kernel) - axis - 1)
+        )
+        cell = cell * size + (coordinates[axis] - first) // dilations[axis]
+    return cell
 
 
 def _pitches(source: Sequence[int], column_major: bool) -> list[int]:

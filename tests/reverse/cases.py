@@ -223,6 +223,12 @@ MAX_POOLS = [
     _max_pool("1d", (3,), x=(N, C, W), strides=[2], pads=[1, 0]),
     _max_pool("3d", (2, 3, 2), x=(N, 3, 5, H, 4), strides=[2, 2, 1], pads=[1, 0, 1, 0, 1, 0]),
     _max_pool("3d-dilation", (2, 3, 2), x=(N, 3, 5, H, 4), dilations=[2, 2, 1]),
+    # Windows wider than the map: cells of different rows lie at one flat distance.
+    _max_pool("wider-than-the-map", (3, 3), x=(N, 3, 2, 2), pads=[1, 1, 1, 1]),
+    _max_pool("much-wider-than-the-map", (5, 5), x=(N, 3, 4, 4), pads=[2, 2, 2, 2]),
+    _max_pool("dilated-wider-than-the-map", (2, 3), x=(N, 3, 4, 3), dilations=[1, 2], pads=[0, 2, 0, 2]),
+    _max_pool("wider-than-the-map-column-major", (3, 3), x=(N, 3, 2, 2), pads=[1, 1, 1, 1], storage_order=1),
+    _max_pool("3d-wider-than-the-map", (2, 3, 3), x=(N, 2, 3, 2, 2), pads=[0, 1, 1, 0, 1, 1]),
     _max_pool("opset8", (3, 3), opset=8, strides=[2, 2], pads=[1, 0, 1, 0]),
     _max_pool("opset10", (3, 2), opset=10, strides=[2, 1], ceil_mode=1),
     _max_pool("opset22", (3, 3), opset=22, strides=[2, 2]),

@@ -29,7 +29,7 @@ def paste(pixels: Array, box: Array, size: tuple[int, int]) -> Array:
 def corner_units(network: Network, layer: str, samples: int, *, seed: int = 0) -> Array:
     """Units (M, 4) of a layer: its corners, the middle and two random ones, in channels and samples by turns."""
     found = network.layer(layer)
-    height, width = (*found.size, 1, 1)[:2]
+    height, width = found.grid
     rng = np.random.default_rng(seed)
     places = {(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (height // 2, width // 2)}
     places |= {(int(rng.integers(height)), int(rng.integers(width))) for _ in range(2)}
@@ -45,7 +45,7 @@ def window_error(network: Network, x: Array, layer: str, units: Array, method: s
     worst = 0.0
     for (sample, channel, *at), pixels, box in zip(units.tolist(), found.pixels, found.boxes, strict=True):
         whole = network.project(x[sample : sample + 1], layer, channel, (at[0], at[1]), method)[0]
-        whole = whole if network.image.layout == "NCHW" else np.moveaxis(whole, -1, 0)
+        whole = network.image.to_nchw(whole[np.newaxis])[0]
         error = np.abs(paste(pixels, box, whole.shape[1:]) - whole).max() / max(np.abs(whole).max(), 1e-20)
         worst = max(worst, float(np.nan_to_num(error, nan=np.inf)))
     return worst
