@@ -19,28 +19,10 @@ from onnxviz.network import Network
 from onnxviz.reverse.engine import on_path
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import RULES
+from onnxviz.reverse.treatment import Treatment, problem, treatments
 from onnxviz.runtime import open_session
 
-__all__ = ["Check", "LayerCheck", "OperatorCheck", "check"]
-
-
-@dataclass(frozen=True)
-class OperatorCheck:
-    """Nodes of one operator that are treated alike.
-
-    ``rule`` names the reverse rule and ``treatment`` says what it does, with ``approximation`` where it is not the
-    derivative; where it cannot be reversed, ``problem`` says why and ``rule`` is None. ``pieces``: the operators
-    that the file writes it in. ``first``: the name of the first such node.
-    """
-
-    op: str
-    count: int
-    rule: str | None
-    treatment: str
-    approximation: str
-    problem: str | None
-    pieces: tuple[str, ...]
-    first: str
+__all__ = ["Check", "LayerCheck", "check"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class Check:
     preprocess_origin: str | None = None
     method: str = ""
     policies: tuple[tuple[str, str], ...] = ()
-    operators: tuple[OperatorCheck, ...] = ()
+    operators: tuple[Treatment, ...] = ()
     layers: tuple[LayerCheck, ...] = ()
     warnings: tuple[str, ...] = field(default=())
     problem: str | None = None
@@ -150,28 +132,20 @@ def check(
             raise
         return replace(found, problem=str(error))
     nodes = on_path(network.graph, [taken.name], [layer.tensor for layer in chosen], method)
-    problems = {node.name: problem for node in nodes if (problem := _problem(network, node, method))}
+    problems = {n.name: reason for n in nodes if (reason := problem(n, network.constants, method))}
     judged = _runnable(network, _judged(network, chosen, nodes, problems, method), chosen)
     blocked = next((layer.problem for layer in judged if layer.problem), None)
     hopeless = blocked if layers is not None else blocked and all(layer.problem for layer in judged)
-    problem = blocked if hopeless else None
+    verdict = blocked if hopeless else None
     if not judged:
-        problem = "no layer of it depends on the image"
+        verdict = "no layer of it depends on the image"
     return replace(
         found,
-        operators=_operators(nodes, problems, method),
+        operators=treatments(nodes, network.constants, method),
         layers=judged,
         warnings=tuple(_warnings(network, taken, recipe, nodes)),
-        problem=problem,
+        problem=verdict,
     )
-
-
-def _problem(network: Network, node: Node, method: Method) -> str | None:
-    """Why a node cannot be reversed, or None."""
-    rule = method.rule(node)
-    if rule is None:
-        return "no reverse rule"
-    return rule.refusal(node, network.constants)
 
 
 def _judged(
@@ -191,12 +165,12 @@ def _judged(
         blocked.update((name, earlier or own) for name in node.outputs if name)
     judged = []
     for layer in layers:
-        problem = blocked.get(layer.tensor, "no small change of the image changes it")
-        if problem is None:
+        reason = blocked.get(layer.tensor, "no small change of the image changes it")
+        if reason is None:
             try:
                 network.check_feeds(layer)
             except OnnxvizError as error:
-                problem = str(error)
+                reason = str(error)
         judged.append(
             LayerCheck(
                 name=layer.name,
@@ -205,7 +179,7 @@ def _judged(
                 channels=layer.channels,
                 size=layer.size,
                 receptive_field=layer.receptive_field,
-                problem=problem,
+                problem=reason,
             )
         )
     return tuple(judged)
@@ -240,36 +214,6 @@ def _run_error(network: Network, layers: Sequence[Layer]) -> str | None:
     except OnnxvizError as error:
         return str(error)
     return None
-
-
-def _operators(
-    nodes: Sequence[Node], problems: Mapping[str, str], method: Method
-) -> tuple[OperatorCheck, ...]:
-    """The operators on the way, alike ones together, by name."""
-    groups: dict[tuple[Any, ...], list[Node]] = {}
-    for node in nodes:
-        rule = method.rule(node)
-        groups.setdefault((node.kind, rule and rule.name, problems.get(node.name), node.pieces), []).append(
-            node
-        )
-    found = []
-    for (kind, _, problem, pieces), members in groups.items():
-        rule = method.rule(members[0])
-        exact = rule is not None and rule is RULES.get(members[0].op)
-        treatment = "" if rule is None else "exact" if exact and not rule.approximation else rule.summary
-        found.append(
-            OperatorCheck(
-                op=kind,
-                count=len(members),
-                rule=rule.name if rule and not problem else None,
-                treatment=treatment,
-                approximation=rule.approximation if rule else "",
-                problem=problem,
-                pieces=pieces,
-                first=members[0].name,
-            )
-        )
-    return tuple(sorted(found, key=lambda one: (one.problem is None, one.op)))
 
 
 def _warnings(

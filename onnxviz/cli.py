@@ -494,9 +494,7 @@ def _check_lines(found: Check) -> Iterator[str]:
         head = ("operator", "nodes", "rule", "how it is reversed")
         rows = []
         for one in found.operators:
-            how = f"NOT AT ALL: {one.problem} (first: {one.first})" if one.problem else one.treatment
-            how += f"; {one.approximation}" if one.approximation else ""
-            how += f"; written as {', '.join(one.pieces)}" if one.pieces else ""
+            how = f"{one} (first: {one.first})" if one.problem else str(one)
             rows.append((one.op, str(one.count), one.rule or "–", how))
         yield from _table([head, *rows])
     if found.layers:

@@ -16,7 +16,9 @@ from onnxviz.model.graph import REAL_VALUES, ModelFile
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.report.data import DiagramNode, ModelData, Provenance
+from onnxviz.reverse.engine import on_path
 from onnxviz.reverse.methods import Method
+from onnxviz.reverse.treatment import treatments
 
 __all__ = ["diagram", "model_data", "output_names", "provenance"]
 
@@ -132,7 +134,7 @@ def provenance(
         seed=_SEED[method.unit_seed, seed] + "; for all channels together, all their maps",
         provider={"cpu": "CPU", "cuda": "CUDA"}[network.provider],
         versions=(("Python", platform.python_version()), *((name, version(name)) for name in names)),
-        notes=tuple(_notes(network, source, scan, preprocess, layers)),
+        notes=(*_notes(network, source, scan, preprocess, layers), *_treated(network, method, layers)),
     )
 
 
@@ -163,6 +165,16 @@ def _notes(
         if count
     ]
     return notes
+
+
+def _treated(network: Network, method: Method, layers: Sequence[Layer]) -> list[str]:
+    """What was not pulled back exactly as the file writes it: policies, approximations, activations in pieces."""
+    nodes = on_path(network.graph, [network.image.name], [layer.tensor for layer in layers], method)
+    return [
+        f"{one.count} × {one.op}: {one}"
+        for one in treatments(nodes, network.constants, method)
+        if one.how != "exact" or one.pieces
+    ]
 
 
 def _installed(name: str) -> bool:

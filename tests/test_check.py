@@ -205,7 +205,7 @@ def test_activations_in_pieces_are_named_with_their_policy(tmp_path):
         method = make_method("deconvnet", activation=policy)
         (swish,) = [one for one in check(path, method).operators if one.op == "Swish"]
         assert sorted(swish.pieces) == ["Mul", "Sigmoid"]
-        assert swish.treatment.startswith(treatment)
+        assert swish.how.startswith(treatment)
 
 
 @pytest.mark.parametrize("name", light.NAMES)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,23 +24,24 @@ from tests.converters import synthetic
 from tests.model.nets import build, conv_weights, forward, node, small, write
 
 MODELS = Path(__file__).parents[1] / "models"
-COMMANDS = ("analyze", "layers", "project", "convert")
+COMMANDS = ("analyze", "layers", "check", "project", "operators", "convert")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """small.onnx, an Erf on the way in erf.onnx, vector.onnx without images, and eight photos."""
+    """small.onnx, gelu.onnx with an operator without a rule, words.onnx without images, and eight photos."""
     base = tmp_path_factory.mktemp("cli")
     write(base / "small.onnx", small())
     weights = {"w": conv_weights(np.random.default_rng(0), 4, 3, 3, 3)}
     nodes = [
         node("Conv", "x w", "c", "conv1"),
-        node("Erf", "c", "e", "erf1"),
+        node("Gelu", "c", "e", "gelu1", domain="com.microsoft"),
         node("Relu", "e", "r", "relu1"),
     ]
-    write(base / "erf.onnx", build(nodes, weights))
-    gemm = {"g": conv_weights(np.random.default_rng(0), 4, 9)}
-    write(base / "vector.onnx", build([node("Gemm", "x g", "y", "fc", transB=1)], gemm, x=("N", 9)))
+    write(base / "gelu.onnx", build(nodes, weights, domains=["com.microsoft"]))
+    table = {"g": conv_weights(np.random.default_rng(0), 4, 9)}
+    words = build([node("Gather", "g x", "y", "embedding")], table, x=("N", 9), dtype=TensorProto.INT64)
+    write(base / "words.onnx", words)
     (base / "text.onnx").write_text("this is no model\n")
     (base / "photos").mkdir()
     rng = np.random.default_rng(1)
@@ -86,13 +88,28 @@ OPTIONS = {
         "--std": None,
         "--bgr": None,
         "--size": None,
+        "--input": None,
+        "--feed": None,
         "--labels": None,
         "--montage": None,
         "--out": "reports/MODEL",
         "--open": None,
         "--debug": None,
     },
-    "layers": {"--json": None, "--size": None, "--debug": None},
+    "layers": {"--json": None, "--size": None, "--input": None, "--feed": None, "--debug": None},
+    "check": {
+        "--layer": "all",
+        "--method": "deconvnet",
+        "--overlap": "sum",
+        "--lrn": "identity",
+        "--activation": "rectify",
+        "--preprocess": None,
+        "--size": None,
+        "--input": None,
+        "--feed": None,
+        "--json": None,
+    },
+    "operators": {"--debug": None},
     "project": {
         "--layer": None,
         "--channel": None,
@@ -282,8 +299,8 @@ WRONG = {
     "model-missing": (["missing.onnx", "-l", "conv1", *PHOTOS], 2, ["missing.onnx", "no such file"]),
     "model-folder": (["photos", "-l", "conv1", *PHOTOS], 2, ["photos", "folder"]),
     "model-text": (["text.onnx", "-l", "conv1", *PHOTOS], 1, ["text.onnx", "not an ONNX model", "text"]),
-    "model-vector": (["vector.onnx", "-l", "fc1", *PHOTOS], 1, ["vector.onnx", "no image input", "N×9"]),
-    "model-erf": (["erf.onnx", "-l", "relu1", *PHOTOS], 1, ["Erf", "erf1"]),
+    "model-words": (["words.onnx", "-l", "fc1", *PHOTOS], 1, ["words.onnx", "no image input", "N×9"]),
+    "model-gelu": (["gelu.onnx", "-l", "relu1", *PHOTOS], 1, ["com.microsoft.Gelu", "gelu1"]),
     "images-missing": (["small.onnx", "-l", "conv1", "--images", "nowhere"], 2, ["nowhere", "no such"]),
     "images-empty": (["small.onnx", "-l", "conv1", "--images", "empty"], 1, ["empty"]),
     "images-none": (["small.onnx", "-l", "conv1", "--images", "texts"], 1, ["texts", "2 other files"]),
@@ -341,7 +358,7 @@ def test_an_unsupported_operator_is_reported_before_any_image_is_read(folder, tm
     for index in range(3):
         (tmp_path / "bad" / f"{index}.png").write_text("no picture")
     options = ["-l", "relu1", "--images", tmp_path / "bad", "--out", tmp_path / "out"]
-    _fails(_call("analyze", folder / "erf.onnx", *options), 1, "Erf", "erf1")
+    _fails(_call("analyze", folder / "gelu.onnx", *options), 1, "com.microsoft.Gelu", "gelu1")
 
 
 def test_cuda_that_is_not_there(folder, tmp_path, monkeypatch):
@@ -483,7 +500,7 @@ def test_layers_of_a_model_of_any_size(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "code", "part"),
-    [("missing.onnx", 2, "no such file"), ("text.onnx", 1, "text"), ("vector.onnx", 1, "no image input")],
+    [("missing.onnx", 2, "no such file"), ("text.onnx", 1, "text"), ("words.onnx", 1, "no image input")],
 )
 def test_wrong_calls_of_layers(folder, name, code, part):
     _fails(_call("layers", folder / name), code, name, part)
@@ -565,7 +582,7 @@ WRONG_PROJECTIONS = {
     "image-that-does-not-fit": (["small.onnx", "odd.npy", "-l", "conv2", "-c", "0"], 1, ["odd.npy"]),
     "image-folder": (["small.onnx", "photos", "-l", "conv2", "-c", "0"], 2, ["photos"]),
     "model-missing": (["nowhere.onnx", "photos/0.png", "-l", "conv2", "-c", "0"], 2, ["nowhere.onnx"]),
-    "operator": (["erf.onnx", "photos/0.png", "-l", "relu1", "-c", "0"], 1, ["Erf"]),
+    "operator": (["gelu.onnx", "photos/0.png", "-l", "relu1", "-c", "0"], 1, ["com.microsoft.Gelu"]),
     "method": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--method", "x"], 2, ["deconvnet"]),
     "out-nowhere": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--out", "no/where.png"], 2, ["no"]),
     "out-folder": (["small.onnx", "photos/0.png", "-l", "conv2", "-c", "0", "--out", "photos"], 2, ["photos"]),

@@ -196,6 +196,11 @@ class ModelFile:
             ir_version=proto.ir_version, opset_import=proto.opset_import, producer_name="onnxviz"
         )
         self._header.graph.name = proto.graph.name or "cut"
+        # onnxruntime does without the import of its own domains; onnx's shape inference does not.
+        imported = {o.domain for o in proto.opset_import}
+        for domain in sorted({node.domain for node in proto.graph.node if node.domain not in ("", "ai.onnx")}):
+            if domain not in imported:
+                self._header.opset_import.append(helper.make_opsetid(domain, 1))
         self._inputs = list(proto.graph.input)
         self._outputs = list(proto.graph.output)
         self._files = ExternalFiles(self.folder)

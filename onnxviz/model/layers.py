@@ -154,8 +154,10 @@ def list_layers(
         if node.op == "MatMul" and any(name in constants for name in node.inputs):
             kind = "fc"
         # A Split makes several layers; the further outputs of other operators are no activations.
-        for index, tensor in enumerate(node.outputs if node.op == "Split" else node.outputs[:1]):
-            name = tensor if index else node.name
+        for tensor in node.outputs if node.op == "Split" else [node.output]:
+            if tensor not in seen:  # left out, or of size 0
+                continue
+            name = node.name if tensor == node.output else tensor
             aliases = [name]
             if tensor in live:
                 counts[kind] = counts.get(kind, 0) + 1
