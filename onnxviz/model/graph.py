@@ -554,11 +554,10 @@ def schema_defaults(op: str, domain: str, opset: int) -> dict[str, Attribute]:
 
 
 def operator_versions(op: str) -> tuple[int, ...]:
-    """The opsets that define an operator of the default domain anew."""
-    schemas = onnx.defs.get_all_schemas_with_history()
-    return tuple(
-        sorted(s.since_version for s in schemas if s.name == op and not s.domain and not s.deprecated)
-    )
+    """The opsets that define an operator of the default domain anew, but for one that takes it out."""
+    schemas = [s for s in onnx.defs.get_all_schemas_with_history() if s.name == op and not s.domain]
+    last = max((s.since_version for s in schemas), default=0)
+    return tuple(sorted(s.since_version for s in schemas if not (s.deprecated and s.since_version == last)))
 
 
 def _numeric(value: onnx.ValueInfoProto) -> np.dtype[Any] | None:

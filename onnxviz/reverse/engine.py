@@ -20,7 +20,7 @@ from onnxviz.model.pulls import Pull, padding_begin, pull
 from onnxviz.model.spans import Span, Spans, union, whole
 from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
-from onnxviz.reverse.rules.registry import RULES, Rule, Step
+from onnxviz.reverse.rules.registry import Rule, Step
 
 __all__ = ["Plan", "Recording", "Units", "check_path", "decode_switches", "on_path", "plan", "run", "single"]
 
@@ -127,7 +127,7 @@ def check_path(
         first = missing[0]
         raise UnsupportedOpError(
             f"No reverse rule for {', '.join(ops)} ({len(missing)} node(s) {where}, the first is {first.name!r}). "
-            f"Choose an earlier layer. Supported: {', '.join(sorted(RULES))}."
+            "Choose an earlier layer; 'onnxviz operators' lists what is supported."
         )
     for node in path:
         rule = method.rule(node)

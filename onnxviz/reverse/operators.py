@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from onnxviz.model.graph import operator_versions
 from onnxviz.reverse.rules import RULES, STOPS
 
-__all__ = ["Operator", "markdown", "table"]
+__all__ = ["NEWEST", "Operator", "markdown", "table"]
 
-_NEWEST = 26
-"""The opset up to which versions are listed: what the oldest supported onnx and onnxruntime know in common."""
+NEWEST = 28
+"""The opset up to which versions are listed, so that the table does not change with the onnx that is installed."""
+
+_EXPERIMENTAL = "1, experimental"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def table() -> tuple[Operator, ...]:
     found = []
     for op, rule in sorted(RULES.items()):
         words = rule.restriction.words if rule.restriction else ""
-        versions = tuple(v for v in operator_versions(op) if v <= _NEWEST)
+        versions = tuple(v for v in operator_versions(op) if v <= NEWEST)
         found.append(Operator(op, versions, rule.summary, words, rule.approximation))
     return tuple(found)
 
@@ -40,7 +42,7 @@ def table() -> tuple[Operator, ...]:
 def markdown() -> str:
     """The table as a Markdown page."""
     rows = [
-        f"| {one.op} | {', '.join(map(str, one.versions))} | {one.rule} | "
+        f"| {one.op} | {', '.join(map(str, one.versions)) or _EXPERIMENTAL} | {one.rule} | "
         f"{'; '.join(filter(None, (one.restrictions, one.approximation))) or '–'} |"
         for one in table()
     ]

@@ -168,7 +168,7 @@ def test_an_operator_without_a_rule_on_the_path(opened: Opener):
             call()
         message = str(caught.value)
         assert "com.microsoft.Gelu (2 node(s) on the path from y to x, the first is 'node_e')" in message
-        assert ", ".join(sorted(RULES)) in message
+        assert "'onnxviz operators' lists what is supported" in message
     assert net.activations(x, "y").shape == (1, 5, 9, 7)
 
 
