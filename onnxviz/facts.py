@@ -80,7 +80,7 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
     known = {image.name: image.name}
     for node in network.graph.nodes:
         inputs = tuple(dict.fromkeys(known[name] for name in node.inputs if name in known))
-        if not inputs or node.output.endswith(REAL_VALUES):
+        if not inputs or node.output.endswith(REAL_VALUES) or node.output not in network.live:
             continue
         known.update((name, node.output) for name in node.outputs if name)
         layer = layers.get(node.output) or layers.get(node.output + REAL_VALUES)
@@ -129,12 +129,12 @@ def provenance(
         preprocess=preprocess.describe(),
         preprocess_origin=preprocess.origin,
         method=method.name,
-        policies=method.policies,
+        policies=(*method.policies, *_treated(network, method, layers)),
         ranking=_RANKING[rank],
         seed=_SEED[method.unit_seed, seed] + "; for all channels together, all their maps",
         provider={"cpu": "CPU", "cuda": "CUDA"}[network.provider],
         versions=(("Python", platform.python_version()), *((name, version(name)) for name in names)),
-        notes=(*_notes(network, source, scan, preprocess, layers), *_treated(network, method, layers)),
+        notes=tuple(_notes(network, source, scan, preprocess, layers)),
     )
 
 
@@ -167,11 +167,11 @@ def _notes(
     return notes
 
 
-def _treated(network: Network, method: Method, layers: Sequence[Layer]) -> list[str]:
+def _treated(network: Network, method: Method, layers: Sequence[Layer]) -> list[tuple[str, str]]:
     """What was not pulled back exactly as the file writes it: policies, approximations, activations in pieces."""
     nodes = on_path(network.graph, [network.image.name], [layer.tensor for layer in layers], method)
     return [
-        f"{one.count} × {one.op}: {one}"
+        (f"{one.count} × {one.op}", str(one))
         for one in treatments(nodes, network.constants, method)
         if one.how != "exact" or one.pieces
     ]

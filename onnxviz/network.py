@@ -149,7 +149,7 @@ class Network:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers, in topological order."""
-        return tuple(layer for layer in self._all_layers if layer.tensor in self._live)
+        return tuple(layer for layer in self._all_layers if layer.tensor in self.live)
 
     @cached_property
     def _all_layers(self) -> tuple[Layer, ...]:
@@ -157,11 +157,11 @@ class Network:
         here, image = self._here, self.image
         seen = geometry.fields(here.graph, image.name, image.axes, here.shapes)
         return list_layers(
-            here.graph, here.constants, image.name, self.size, image.order, here.shapes, seen, self._live
+            here.graph, here.constants, image.name, self.size, image.order, here.shapes, seen, self.live
         )
 
     @cached_property
-    def _live(self) -> set[str]:
+    def live(self) -> set[str]:
         """Tensors that something comes of."""
         live = self.graph.ancestors(self.graph.outputs)
         return live | {name + REAL_VALUES for name in live}
@@ -182,7 +182,7 @@ class Network:
     def _aside(self) -> dict[str, Layer]:
         """Names of nodes and tensors that are not listed: what only carries a layer's values, and pieces."""
         carried = {layer.tensor.removesuffix(REAL_VALUES): layer for layer in self._all_layers}
-        names = {n: x for x in self._all_layers if x.tensor not in self._live for n in (x.name, x.tensor)}
+        names = {n: x for x in self._all_layers if x.tensor not in self.live for n in (x.name, x.tensor)}
         names |= {tensor: layer for tensor, layer in carried.items() if tensor != layer.tensor}
         for node in self.graph.nodes:
             if node.op in PLUMBING and node.inputs and node.inputs[0] in carried:
@@ -277,16 +277,20 @@ class Network:
         dtypes = {info.name: info.dtype for info in model.graph.inputs}
         inputs = self._all_inputs(fed)
         feeds = {n: np.zeros(s, dtypes[n]) for n, s in inputs.items() if dtypes[n] in _FEEDABLE}
-        session = Session(model, model.cut(tensors))
+        session = Session(model, model.cut(tensors), optimise=False)
         try:
             return session.run(feeds)
         except ModelError as error:
-            if None not in (self.image.height, self.image.width) or set(session.inputs) - feeds.keys():
+            if set(session.inputs) - feeds.keys():
                 raise
-            height, width = self.size
-            raise ModelError(
-                f"{str(error).rstrip('.')}. Images were {height}×{width}; --size gives another size."
-            ) from error
+            hints = []
+            if None in (self.image.height, self.image.width):
+                hints.append(f"Images were {self.size[0]}×{self.size[1]}; --size gives another size.")
+            if made_up := [name for name in session.inputs if name != self.image.name]:
+                hints.append(f"Zeros were given for {', '.join(made_up)}; --feed NAME=VALUE gives others.")
+            if not hints:
+                raise
+            raise ModelError(" ".join([f"{str(error).rstrip('.')}.", *hints])) from error
 
     # Forward
 
@@ -374,26 +378,47 @@ class Network:
 
         Raises:
             UnsupportedOpError: naming those that have none.
-            ModelError: a layer depends on another input, which has no value.
+            ModelError: see `check_layer`.
         """
         for layer in layers:
-            self.check_feeds(layer)
+            self.check_layer(layer)
             path = check_path(self.graph, self.constants, [self.image.name], [layer.tensor], method)
             if not path:
                 raise UnsupportedOpError(self._no_way(layer, method))
+            for node in path:
+                if reason := self.unsteady(node):
+                    raise UnsupportedOpError(f"{node.op} {node.name!r}: {reason}. Choose an earlier layer.")
 
-    def check_feeds(self, layer: Layer) -> None:
-        """Make sure that a layer depends on no input but the image.
+    def unsteady(self, node: Node) -> str | None:
+        """Why a node's outputs have no shape that a plan could count on, or None."""
+        if self._value_sized.isdisjoint(node.outputs):
+            return None
+        return "the size of what it gives depends on the images' values"
+
+    @cached_property
+    def _value_sized(self) -> frozenset[str]:
+        return self.graph.value_sized(self.constants)
+
+    def check_layer(self, layer: Layer) -> None:
+        """Make sure that a layer depends on no input but the image, and has a row of its own for each image.
 
         Raises:
-            ModelError: naming those that it depends on.
+            ModelError: naming the inputs, or giving the number of rows.
         """
+        if len(self.graph.inputs) == 1:
+            return
         needed = self.graph.ancestors([layer.tensor])
         missing = [i for i in self.graph.inputs if i.name in needed and i.name != self.image.name]
         if missing:
             raise ModelError(
                 f"{self.file.path}: {layer} needs besides the image {'; '.join(map(str, missing))}. "
                 f"Give it a value: --feed {missing[0].name}=VALUE."
+            )
+        rows, images = self.shapes()[layer.tensor][layer.order[0]], self.image.batch or 1
+        if rows != images:
+            raise ModelError(
+                f"{self.file.path}: {layer} has {rows} rows for {images} image(s), so that they cannot be told apart. "
+                "Choose another layer."
             )
 
     def _no_way(self, layer: Layer, method: Method) -> str:

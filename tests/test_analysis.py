@@ -833,3 +833,25 @@ def test_images_can_be_one_picture_or_an_archive(job, tmp_path):
         archive.write(tmp_path / "one.png", "b/two.png")
     atlas = _run(job[0], tmp_path / "two.zip", tmp_path / "out2", layers=["conv1"])
     assert [hit.image for hit in atlas["conv1"].topk.hits(0)] == [0, 1]
+
+
+def test_the_report_says_how_operators_were_treated(tmp_path):
+    """Activations in pieces with their policy, which can be changed; what is exact needs no word."""
+    nodes = [
+        node("Conv", "x w b", "c", "conv1"),
+        node("Sigmoid", "c", "s"),
+        node("Mul", "c s", "m", "silu"),
+        node("Conv", "m v", "y", "conv2"),
+    ]
+    weights = _weights(3) | {"v": np.ones((2, len(_weights(3)["w"]), 1, 1), np.float32)}
+    model = write(tmp_path / "m.onnx", build(nodes, weights, x=("N", 3, 14, 10)))
+    x = _save(tmp_path, np.random.default_rng(2).normal(size=(3, 3, 14, 10)).astype(np.float32))
+    for policy, words in (
+        ("rectify", "max(g, 0), whatever the activation was (Zeiler & Fergus 2014, 2.1); written as"),
+        ("gradient", "exact; written as"),
+    ):
+        atlas = _run(model, x, tmp_path / policy, layers=["conv2"], activation=policy)
+        said = dict(atlas.provenance.policies)
+        assert said["1 × Swish"].startswith(words)
+        assert not any("Conv" in name for name in said)
+        assert not any(node.op == "Sigmoid" for node in atlas.diagram)

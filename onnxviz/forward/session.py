@@ -103,8 +103,10 @@ class Session:
         ModelError: onnxruntime does not accept the model; its reason is given.
     """
 
-    def __init__(self, model: ModelFile, cut: bytes, *, provider: str = "cpu") -> None:
-        self._session = open_session(cut, model.path, provider)
+    def __init__(
+        self, model: ModelFile, cut: bytes, *, provider: str = "cpu", optimise: bool = True
+    ) -> None:
+        self._session = open_session(cut, model.path, provider, optimise=optimise)
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())

@@ -71,7 +71,7 @@ class Preprocess:
     @property
     def guessed(self) -> bool:
         """Whether nothing but the input's shape speaks for it."""
-        return self.origin == _GUESS
+        return self.origin.startswith(_GUESS)
 
     def __call__(self, picture: Picture) -> NDArray[np.float32]:
         """The network's values for one picture: (C, H, W) float32, channels first whatever the layout.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -152,15 +153,17 @@ def _clip_needs(node: Node, wanted: frozenset[int]) -> tuple[str, ...]:
     return (node.output, *filter(None, node.inputs[1:]))
 
 
+def _bound(step: Step, name: str) -> float | Array:
+    """A bound of a Clip, also if it is computed at run time."""
+    return step.number(name) if name in step.node.attrs else step.value(("min", "max").index(name) + 1)
+
+
 @register("Clip", slots=(0, 1, 2), record=_clip_needs)
 def clip(step: Step, g: Array) -> Cotangents:
     """g·[min < x < max]; the rest is the bounds'. ONNX Clip-13."""
     xp = g.__array_namespace__()
     y = step.result
-    low, high = (
-        step.number(name) if name in step.node.attrs else step.value(i)
-        for i, name in ((1, "min"), (2, "max"))
-    )
+    low, high = (_bound(step, name) for name in ("min", "max"))
     above, below = y >= high, y <= low
     return (
         xp.where(above | below, 0, g),
@@ -193,16 +196,20 @@ def _axes(step: Step, y: Array) -> tuple[int, ...]:
 
 @rule("rectify", record=nothing)
 def rectify(step: Step, g: Array) -> Cotangents:
-    """max(g, 0), whatever the activation was: Zeiler & Fergus (2014), 2.1."""
+    """max(g, 0), whatever the activation was (Zeiler & Fergus 2014, 2.1)."""
     xp = g.__array_namespace__()
     return (xp.maximum(g, 0),)
 
 
-@rule("guided", record=result)
+def _guided_needs(node: Node, wanted: frozenset[int]) -> Iterable[str]:
+    return _clip_needs(node, wanted) if node.op == "Clip" else (node.output,)
+
+
+@rule("guided", record=_guided_needs)
 def guided(step: Step, g: Array) -> Cotangents:
     """max(g, 0) where the activation is above 0 and below its upper bound: Springenberg et al. (2015)."""
     xp = g.__array_namespace__()
     passed = step.result > 0
-    if "max" in step.node.attrs:
-        passed = passed & (step.result < step.number("max"))
+    if step.node.op == "Clip":
+        passed = passed & (step.result < _bound(step, "max"))
     return (xp.maximum(g, 0) * passed,)
