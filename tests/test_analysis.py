@@ -756,6 +756,7 @@ def test_provenance(job):
         "overlapping pools": "sum",
         "LRN": "identity",
         "other activations": "rectify",
+        "1 × Relu": "max(g, 0), whatever the activation was (Zeiler & Fergus 2014, 2.1)",
     }
     assert said.provider == "CPU"
     assert {"Python", "onnxviz", "onnx", "numpy"} <= dict(said.versions).keys()
