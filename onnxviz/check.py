@@ -130,9 +130,13 @@ def check(
     except OnnxvizError as error:
         if error.exit_code == 2:
             raise
-        return replace(found, problem=str(error))
+        return replace(found, problem=_reason(error, file))
     nodes = on_path(network.graph, [taken.name], [layer.tensor for layer in chosen], method)
-    problems = {n.name: reason for n in nodes if (reason := problem(n, network.constants, method))}
+    problems = {
+        n.name: reason
+        for n in nodes
+        if (reason := problem(n, network.constants, method) or network.unsteady(n))
+    }
     judged = _runnable(network, _judged(network, chosen, nodes, problems, method), chosen)
     blocked = next((layer.problem for layer in judged if layer.problem), None)
     hopeless = blocked if layers is not None else blocked and all(layer.problem for layer in judged)
@@ -160,6 +164,7 @@ def _judged(
     for node in nodes:
         rule = method.rule(node)
         above = [n for i, n in enumerate(node.inputs) if n in blocked and (rule is None or rule.can_carry(i))]
+        above += [n for n in node.captures if n in blocked]
         earlier = next((blocked[name] for name in above if blocked[name]), None)
         own = f"{node.kind} {node.name!r}: {problems[node.name]}" if node.name in problems else None
         blocked.update((name, earlier or own) for name in node.outputs if name)
@@ -168,9 +173,9 @@ def _judged(
         reason = blocked.get(layer.tensor, "no small change of the image changes it")
         if reason is None:
             try:
-                network.check_feeds(layer)
+                network.check_layer(layer)
             except OnnxvizError as error:
-                reason = str(error)
+                reason = _reason(error, network.file)
         judged.append(
             LayerCheck(
                 name=layer.name,
@@ -212,8 +217,13 @@ def _run_error(network: Network, layers: Sequence[Layer]) -> str | None:
     try:
         open_session(model.cut([layer.tensor for layer in layers]), model.path, optimise=False)
     except OnnxvizError as error:
-        return str(error)
+        return _reason(error, model)
     return None
+
+
+def _reason(error: OnnxvizError, file: ModelFile) -> str:
+    """An error's text without the file's name, which is known."""
+    return str(error).removeprefix(f"{file.path}: ").replace(f"{file.path} has", "it has")
 
 
 def _warnings(

@@ -294,8 +294,8 @@ def layers(
         head = ("name", "alias", "op", "channels", "output", "receptive field", "stride")
         rows_ = [
             (
-                layer.name,
-                ", ".join(layer.aliases),
+                _short(layer.name),
+                ", ".join(map(_short, layer.aliases)),
                 layer.op,
                 str(layer.channels),
                 "×".join(map(str, layer.size)) or "vector",
@@ -469,6 +469,18 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def _short(name: str) -> str:
+    """A name of at most 48 characters on one line: its middle left out, if need be."""
+    plain = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+    return plain if len(plain) <= 48 else f"{plain[:23]}…{plain[-24:]}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many there are more."""
+    more = len(names) - 10
+    return ", ".join(map(_short, names[:10])) + (f" and {more} more" if more > 0 else "")
+
+
 def _check_lines(found: Check) -> Iterator[str]:
     """A check for people to read."""
     opset = str(found.opset)
@@ -480,7 +492,7 @@ def _check_lines(found: Check) -> Iterator[str]:
         ("opset", opset),
         ("size", f"{found.nodes:,} nodes, {found.parameters:,} parameters"),
         ("inputs", "; ".join(found.inputs) or "none"),
-        ("outputs", ", ".join(found.outputs)),
+        ("outputs", _listed(found.outputs)),
     ]
     if found.image and found.size:
         facts += [
@@ -494,13 +506,13 @@ def _check_lines(found: Check) -> Iterator[str]:
         head = ("operator", "nodes", "rule", "how it is reversed")
         rows = []
         for one in found.operators:
-            how = f"{one} (first: {one.first})" if one.problem else str(one)
+            how = f"{one} (first: {_short(one.first)})" if one.problem else str(one)
             rows.append((one.op, str(one.count), one.rule or "–", how))
         yield from _table([head, *rows])
     if found.layers:
         good = [layer for layer in found.layers if layer.problem is None]
         yield ""
-        shown = ", ".join(layer.alias for layer in good[:3]) + (" …" if len(good) > 3 else "")
+        shown = ", ".join(_short(layer.alias) for layer in good[:3]) + (" …" if len(good) > 3 else "")
         yield f"{len(found.layers)} layers, {len(good)} can be analysed" + (f" ({shown})" if good else "")
     for warning in found.warnings:
         yield f"Note: {warning}"

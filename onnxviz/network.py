@@ -20,7 +20,17 @@ from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_
 from onnxviz.model.normalize import normalize
 from onnxviz.model.patterns import recognise
 from onnxviz.model.spans import Span, Spans, whole
-from onnxviz.reverse.engine import Plan, Recording, Units, check_path, decode_switches, plan, run, single
+from onnxviz.reverse.engine import (
+    Plan,
+    Recording,
+    Units,
+    check_path,
+    decode_switches,
+    on_path,
+    plan,
+    run,
+    single,
+)
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import (
     Position,
@@ -80,6 +90,28 @@ class _Settled:
     graph: Graph
     constants: Constants
     shapes: Mapping[str, Shape]
+    others: frozenset[str]
+
+    @cached_property
+    def _value_sized(self) -> frozenset[str]:
+        # Inputs other than the image are asked for (`Network.check_layer`), and are constants once they are fed.
+        return self.graph.value_sized({*self.constants, *self.others})
+
+    def unsteady(self, node: Node) -> str | None:
+        """Why a node has no shapes that a plan could count on, or None."""
+        if self._value_sized.isdisjoint(node.outputs):
+            return None
+        return "its sizes depend on the images' values"
+
+    def check_sizes(self, path: Iterable[Node]) -> None:
+        """Make sure that shapes on a path are the same for all values of the inputs.
+
+        Raises:
+            UnsupportedOpError: naming the first node where they are not.
+        """
+        for node in path:
+            if reason := self.unsteady(node):
+                raise UnsupportedOpError(f"{node.op} {node.name!r}: {reason}. Choose an earlier layer.")
 
 
 class Network:
@@ -199,7 +231,8 @@ class Network:
             graph, made = recognise(graph, constants, inferred)
             constants = constants.with_known(made)
             shapes = self._shapes_for(model, graph, constants, fed, _complete(inferred))
-            self._settled[key] = _Settled(model, graph, constants, shapes)
+            others = frozenset(info.name for info in graph.inputs if info.name not in fed)
+            self._settled[key] = _Settled(model, graph, constants, shapes, others)
         return self._settled[key]
 
     def _specialised(self, fed: Mapping[str, Shape]) -> tuple[ModelFile, Constants]:
@@ -345,7 +378,7 @@ class Network:
             return raw
 
         # Other providers' indices are wrong in these cases (onnxruntime issues 15446, 16350 and 29637).
-        awkward = any(n.attrs.get("ceil_mode") or n.attrs["dilations"] != (1, 1) for n in pools)
+        awkward = any(n.attrs.get("ceil_mode") or any(d != 1 for d in _dilations(n)) for n in pools)
         return Runner(
             self.model,
             self.image.name,
@@ -385,19 +418,11 @@ class Network:
             path = check_path(self.graph, self.constants, [self.image.name], [layer.tensor], method)
             if not path:
                 raise UnsupportedOpError(self._no_way(layer, method))
-            for node in path:
-                if reason := self.unsteady(node):
-                    raise UnsupportedOpError(f"{node.op} {node.name!r}: {reason}. Choose an earlier layer.")
+            self._here.check_sizes(path)
 
     def unsteady(self, node: Node) -> str | None:
-        """Why a node's outputs have no shape that a plan could count on, or None."""
-        if self._value_sized.isdisjoint(node.outputs):
-            return None
-        return "the size of what it gives depends on the images' values"
-
-    @cached_property
-    def _value_sized(self) -> frozenset[str]:
-        return self.graph.value_sized(self.constants)
+        """Why a node has no shapes that a plan could count on, or None."""
+        return self._here.unsteady(node)
 
     def check_layer(self, layer: Layer) -> None:
         """Make sure that a layer depends on no input but the image, and has a row of its own for each image.
@@ -405,11 +430,9 @@ class Network:
         Raises:
             ModelError: naming the inputs, or giving the number of rows.
         """
-        if len(self.graph.inputs) == 1:
-            return
-        needed = self.graph.ancestors([layer.tensor])
-        missing = [i for i in self.graph.inputs if i.name in needed and i.name != self.image.name]
-        if missing:
+        others = [i for i in self.graph.inputs if i.name != self.image.name]
+        needed = self.model.graph.ancestors([layer.tensor]) if others else ()
+        if missing := [i for i in others if i.name in needed]:
             raise ModelError(
                 f"{self.file.path}: {layer} needs besides the image {'; '.join(map(str, missing))}. "
                 f"Give it a value: --feed {missing[0].name}=VALUE."
@@ -446,13 +469,14 @@ class Network:
             made = self._plan(layer, tuple(spans) if windows else full, method)
             if not made.batched and (self.image.batch or 1) > 1:
                 raise ModelError(
-                    f"{self.file.path}: its batch is fixed at {self.image.batch} and moved about on the way to "
-                    f"{layer}. Export it with a batch of 1, or an open one."
+                    f"{self.file.path}: its batch is fixed at {self.image.batch} and its images are moved about, or "
+                    f"not treated alike, on the way to {layer}. Export it with a batch of 1, or an open one."
                 )
             self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
         return self._plans[key]
 
     def _plan(self, layer: Layer, spans: Spans, method: Method) -> Plan:
+        self._here.check_sizes(on_path(self.graph, [self.image.name], [layer.tensor], method))
         return plan(
             self.graph,
             self.constants,
@@ -489,11 +513,17 @@ class Network:
         feeds = {name: np.asarray(value, dtypes[name]) for name, value in inputs.items()}
         here = self._settle({name: value.shape for name, value in feeds.items()})
         sources = [i.name for i in self.file.graph.inputs if i.dtype.startswith("float")]
-        targets = {self._tensor(here.graph, name): np.asarray(g) for name, g in cotangents.items()}
+        targets: dict[str, Array] = {}
+        for name, g in cotangents.items():
+            tensor = self._tensor(here.graph, name)
+            if tensor in targets:
+                raise UsageError(f"{name!r} names the tensor {tensor!r}, which has a cotangent already.")
+            targets[tensor] = np.asarray(g)
         shapes = here.shapes
         for name, g in targets.items():
             if g.shape != shapes[name]:
                 raise UsageError(f"The cotangent of {name!r} is {g.shape}; the tensor is {shapes[name]}.")
+        here.check_sizes(on_path(here.graph, sources, targets, method))
         spans = {name: whole(shapes[name]) for name in targets}
         made = plan(here.graph, here.constants, shapes, sources, spans, method, batch=None)
         names = [name for name in made.records if name not in feeds]
@@ -575,7 +605,11 @@ class Network:
         x = self.feed(x)
         net = self.resized(self.size_of(x))
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
-        units = np.asarray(units, np.int64).reshape(-1, 4)
+        table = np.asarray(units)
+        if table.size and (table.ndim > 2 or table.shape[-1] != 4 or table.dtype.kind not in "iu"):
+            given = f"{table.dtype} {table.shape}"
+            raise UnitError(f"Units are rows of four whole numbers (sample, channel, y, x), not {given}.")
+        units = table.astype(np.int64).reshape(-1, 4)
         limits = (len(x), found.channels, *found.grid)
         wrong = np.flatnonzero(((units < 0) | (units >= np.array(limits))).any(1))
         if len(wrong):
@@ -597,6 +631,12 @@ class Network:
             answer = pull_units(made, found, recording, local, method, self.image)
             pixels[rows], boxes[rows] = answer.pixels, answer.boxes
         return Projections(pixels, boxes)
+
+
+def _dilations(node: Node) -> tuple[int, ...]:
+    value = node.attrs["dilations"]
+    assert isinstance(value, tuple)
+    return tuple(int(v) for v in value)
 
 
 def _complete(shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Shape]:

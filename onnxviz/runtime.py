@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnxruntime as ort
@@ -14,6 +15,10 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 FATAL_ONLY = 4
 """A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
+
+_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
+_PLACE = re.compile(r"(?:/\S+:\d+ .+?\)|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
+"""Where in onnxruntime's own source an error was raised: a path with the function's signature, or file and function."""
 
 
 def open_session(
@@ -41,8 +46,11 @@ def open_session(
 
 
 def error_line(error: BaseException) -> str:
-    """The first line of an onnxruntime error, without its codes."""
+    """The first line of an onnxruntime error, without its codes and the places in onnxruntime's source."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith("for the following indices"):
+        text = f"{text.removesuffix(' for the following indices')}, {lines[1].strip()}"
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
+    text = _PLACE.sub("", _NODE.sub(r"\1 '\2': ", text))
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -38,7 +38,7 @@ from onnxviz.model.inline import (
     make_names_unique,
 )
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
-from onnxviz.model.sizes import shape_only
+from onnxviz.model.sizes import shape_only, value_sized
 from onnxviz.runtime import open_session
 
 __all__ = [
@@ -103,8 +103,10 @@ class TensorInfo:
     shape: tuple[int | str | None, ...] | None
 
     def __str__(self) -> str:
-        dims = "of unknown shape" if self.shape is None else "×".join(str(d or "?") for d in self.shape)
-        return f"{self.name}: {self.dtype} {dims}"
+        if self.shape is None:
+            return f"{self.name}: {self.dtype} of unknown shape"
+        dims = "×".join("?" if d is None else str(d) for d in self.shape)
+        return f"{self.name}: {self.dtype} {dims or 'scalar'}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ class Graph:
     def shape_only(self, constants: Container[str]) -> frozenset[str]:
         """Tensors that depend on the inputs' sizes but not on their values; see `sizes.shape_only`."""
         return shape_only(self, constants)
+
+    def value_sized(self, constants: Container[str]) -> frozenset[str]:
+        """Tensors whose shape depends on the inputs' values; see `sizes.value_sized`."""
+        return value_sized(self, constants)
 
     def descendants(self, tensor: str) -> set[str]:
         """All tensors that depend on ``tensor``, itself included."""
@@ -198,7 +204,9 @@ class ModelFile:
         self._header.graph.name = proto.graph.name or "cut"
         # onnxruntime does without the import of its own domains; onnx's shape inference does not.
         imported = {o.domain for o in proto.opset_import}
-        for domain in sorted({node.domain for node in proto.graph.node if node.domain not in ("", "ai.onnx")}):
+        for domain in sorted(
+            {node.domain for node in proto.graph.node if node.domain not in ("", "ai.onnx")}
+        ):
             if domain not in imported:
                 self._header.opset_import.append(helper.make_opsetid(domain, 1))
         self._inputs = list(proto.graph.input)
@@ -576,7 +584,7 @@ def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else (d.dim_param or None)
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None)
             for d in tensor.shape.dim
         )
     dtype = TensorProto.DataType.Name(tensor.elem_type).lower()

@@ -148,7 +148,8 @@ def make_names_unique(nodes: Sequence[NodeProto], taken: Iterable[str]) -> None:
     """Rename, in place, so that no tensor of a subgraph has the name of one elsewhere, and no two nodes share one.
 
     onnxruntime refuses nodes of one graph with the same name, and inlining brings graphs together. A node whose
-    name is taken loses it.
+    name is taken loses it. Parts of a Split that are left out get names, since where the next one lies hangs on
+    their sizes.
 
     Args:
         taken: names of tensors that no node makes: inputs and weights.
@@ -162,6 +163,8 @@ def make_names_unique(nodes: Sequence[NodeProto], taken: Iterable[str]) -> None:
             _rename_graph(graph, {}, names.fresh)
     labels: set[str] = set()
     for node in all_nodes(nodes):
+        if node.op_type == "Split":
+            node.output[:] = [name or names.fresh("left_out") for name in node.output]
         if node.name in labels:
             node.ClearField("name")
         labels.add(node.name)

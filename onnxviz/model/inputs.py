@@ -105,13 +105,13 @@ def image_input(model: ModelFile, name: str | None = None) -> ImageInput:
                 f"{model.path} has several inputs that could take images ({listed}). Name one with --input."
             )
     raise ModelError(
-        f"{model.path} has no image input: that would be a batch of images, N×C×H×W or N×H×W×C "
-        f"(or planes or signals, N×H×W); it has {listed}."
+        f"{model.path} has no image input: that would be real numbers (or uint8), N×C×H×W or N×H×W×C "
+        f"(or planes or signals, N×H×W, or vectors, N×W); it has {listed}."
     )
 
 
 def _as_image(info: TensorInfo, model: ModelFile) -> ImageInput | None:
-    if info.dtype not in _DTYPES or info.shape is None or not 2 <= len(info.shape) <= 4:
+    if info.dtype not in _DTYPES or info.shape is None or not 2 <= len(info.shape) <= 4 or 0 in info.shape:
         return None
     sizes = [d if isinstance(d, int) else None for d in info.shape]
     if len(sizes) == 2:

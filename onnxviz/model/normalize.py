@@ -90,7 +90,7 @@ def _clip(node: Node, attrs: Attributes, constants: Constants) -> None:
     for index, (name, open_end) in enumerate((("min", -np.inf), ("max", np.inf)), start=1):
         value = _constant(node, index, constants)
         if value is not None:
-            attrs[name] = float(value)
+            attrs[name] = float(value.item())
         elif len(node.inputs) <= index or not node.inputs[index]:
             attrs[name] = attrs.get(name, open_end)
         else:

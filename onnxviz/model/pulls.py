@@ -122,6 +122,7 @@ def _broadcast(spans: Spans, full: Shape, shape: Shape) -> Spans:
 
 
 @_pulls("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "Mean", "Mod", "Where", "PRelu", "SwiGLU")
+@_pulls("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 def _pointwise(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:
     """Elementwise, with NumPy broadcasting."""
     full = shapes[node.outputs[index]]
@@ -134,6 +135,7 @@ def _pointwise(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]
     *("Abs", "Neg", "Reciprocal", "Sqrt", "Exp", "Log", "Erf", "Sin", "Cos", "Tan", "Asin", "Acos", "Atan"),
     *("Sinh", "Cosh", "Asinh", "Acosh", "Atanh"),
     *("Dropout", "Identity", "Cast", "CastLike"),
+    *("Not", "Ceil", "Floor", "Round", "Sign", "IsNaN", "IsInf"),
     *("ParametricSoftplus", "ScaledTanh", "Affine", "ImageScaler", "Scale"),
 )
 def _first_pointwise(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -> Pull:

@@ -10,7 +10,7 @@ from onnxviz.model.constants import RANDOM
 if TYPE_CHECKING:
     from onnxviz.model.graph import Graph, Node
 
-__all__ = ["shape_only"]
+__all__ = ["shape_only", "value_sized"]
 
 _SHAPED_BY = {
     **dict.fromkeys(("ConstantOfShape", "BlackmanWindow", "HammingWindow", "HannWindow"), (0,)),
@@ -52,6 +52,18 @@ def shape_only(graph: Graph, constants: Container[str]) -> frozenset[str]:
     itself follows from sizes: the shape of what NonZero gives does not. Tensors that subgraphs capture count as
     inputs of the node.
     """
+    return frozenset(_by_sizes(graph, constants)[0])
+
+
+def value_sized(graph: Graph, constants: Container[str]) -> frozenset[str]:
+    """Tensors whose shape depends on the inputs' values, such as what NonZero gives, and all that comes of it."""
+    found, shaped = _by_sizes(graph, constants)
+    made = {name for node in graph.nodes for name in node.outputs if name and name not in constants}
+    return frozenset(made - found - shaped)
+
+
+def _by_sizes(graph: Graph, constants: Container[str]) -> tuple[set[str], set[str]]:
+    """Tensors whose values follow from the inputs' sizes, and those whose shapes do."""
     found: set[str] = set()
     shaped = {info.name for info in graph.inputs}
     """Tensors whose shape follows from the sizes of the inputs."""
@@ -66,7 +78,7 @@ def shape_only(graph: Graph, constants: Container[str]) -> frozenset[str]:
             sources = (node.inputs[i] for i in _shaping(node) if i < len(node.inputs) and node.inputs[i])
             if all(name in constants or name in found for name in sources):
                 shaped.update(outputs)
-    return frozenset(found)
+    return found, shaped
 
 
 def _shaping(node: Node) -> tuple[int, ...]:

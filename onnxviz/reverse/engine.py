@@ -80,7 +80,9 @@ def on_path(graph: Graph, sources: Iterable[str], targets: Iterable[str], method
     """Nodes between sources and targets that can carry a cotangent all the way, in topological order."""
 
     def inputs(node: Node, rule: Rule | None) -> list[str]:
-        return [n for i, n in enumerate(node.inputs) if rule is None or rule.can_carry(i)]
+        if rule is None:
+            return [*node.inputs, *node.captures]
+        return [n for i, n in enumerate(node.inputs) if rule.can_carry(i)]
 
     def outputs(node: Node, rule: Rule | None) -> list[str]:
         return [n for i, n in enumerate(node.outputs) if n and (rule is None or rule.carries(i))]
@@ -200,7 +202,10 @@ def plan(
 
 
 def _keeps_batch(path: Sequence[Node], read: set[str], shapes: Mapping[str, Shape], batch: int) -> bool:
-    """Whether axis 0 is the batch, and nothing but the batch, in every tensor that the walk reads or carries."""
+    """Whether axis 0 is the batch, and nothing but the batch, in every tensor that the walk reads or carries.
+
+    It is not where a constant has a row for each image of the batch: then these are not treated alike.
+    """
     if any(shapes[name][:1] != (batch,) for name in read):
         return False
     row = Span(1, 0, 1, 0)
@@ -210,6 +215,9 @@ def _keeps_batch(path: Sequence[Node], read: set[str], shapes: Mapping[str, Shap
                 continue
             pulled = pull(node, index, (row, *whole(shapes[output][1:])), shapes)
             taken = [pulled.inputs[i] for i, name in enumerate(node.inputs) if name in read]
+            fixed = [i for i, name in enumerate(node.inputs) if name and name not in read]
+            if any(pulled.inputs[i][:1] == (row,) and shapes[node.inputs[i]][0] > 1 for i in fixed):
+                return False
             if any(s[0] != row or any(span.coord == 0 for span in s[1:]) for s in (pulled.output, *taken)):
                 return False
     return True

@@ -649,7 +649,7 @@ def test_the_gradient_of_a_graph_that_moves_the_batch_axis(batch: str | int, ope
 
 def test_a_batch_fixed_above_one_and_moved_is_refused(opened: Opener):
     net = opened(network(_batch_moved(), BODY, image=(2, 3, 13, 11)))
-    with pytest.raises(ModelError, match="batch is fixed at 2 and moved"):
+    with pytest.raises(ModelError, match="batch is fixed at 2 and its images are moved"):
         net.project(np.zeros((2, 3, 13, 11), np.float32), "conv2", 1)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from onnxviz.reverse.kernels import Array
-from onnxviz.reverse.rules.elementwise import function_rule, inverse
+from onnxviz.reverse.rules.elementwise import finite, function_rule, inverse
 from onnxviz.reverse.rules.registry import Cotangents, Step, first_input, register, result
 
 function_rule("Abs", 13, "sign x", lambda xp, x, a: xp.sign(x))
-function_rule("Reciprocal", 13, "(−y²)", lambda xp, y, a: -y * y, of=result)
+function_rule("Reciprocal", 13, "(−y²)", lambda xp, y, a: -finite(y) * finite(y), of=result)
 function_rule("Sqrt", 13, "1/(2y)", lambda xp, y, a: inverse(2 * y), of=result)
-function_rule("Exp", 13, "y", lambda xp, y, a: y, of=result)
+function_rule("Exp", 13, "y", lambda xp, y, a: finite(y), of=result)
 function_rule("Log", 13, "1/x", lambda xp, x, a: inverse(x))
 function_rule("Erf", 13, "2/√π·exp(−x²)", lambda xp, x, a: 2 / math.sqrt(math.pi) * xp.exp(-x * x))
 function_rule("Sin", 22, "cos x", lambda xp, x, a: xp.cos(x))

@@ -52,6 +52,13 @@ def inverse(d: Array) -> Array:
     return answer
 
 
+def finite(d: Array) -> Array:
+    """d, and 0 where it has overflowed: there is no derivative there, and 0·∞ behind a Where would not be 0."""
+    xp = d.__array_namespace__()
+    answer: Array = xp.where(xp.isfinite(d), d, 0)
+    return answer
+
+
 @register("Add", "Sum", slots=None)
 def add(step: Step, g: Array) -> Cotangents:
     """The same to every operand. ONNX Add-14, Sum-13."""

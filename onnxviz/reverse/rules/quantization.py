@@ -75,6 +75,7 @@ def folded(policy: Rule, op: str) -> Rule:
         (g,) = policy.pull_back(replace(step, read_result=lambda: _unrectified(step)), g)  # type: ignore[assignment]
         return exact.pull_back(replace(step, node=plain), g)
 
+    pull_back.__doc__ = policy.pull_back.__doc__
     return replace(exact, name=policy.name, pull_back=pull_back)
 
 
