@@ -93,13 +93,14 @@ class _Settled:
     others: frozenset[str]
 
     @cached_property
-    def _value_sized(self) -> frozenset[str]:
+    def value_sized(self) -> frozenset[str]:
+        """Tensors whose shapes depend on the inputs' values."""
         # Inputs other than the image are asked for (`Network.check_layer`), and are constants once they are fed.
         return self.graph.value_sized({*self.constants, *self.others})
 
     def unsteady(self, node: Node) -> str | None:
         """Why a node has no shapes that a plan could count on, or None."""
-        if self._value_sized.isdisjoint(node.outputs):
+        if self.value_sized.isdisjoint(node.outputs):
             return None
         return "its sizes depend on the images' values"
 
@@ -519,11 +520,10 @@ class Network:
             if tensor in targets:
                 raise UsageError(f"{name!r} names the tensor {tensor!r}, which has a cotangent already.")
             targets[tensor] = np.asarray(g)
-        shapes = here.shapes
+        shapes = self._true_shapes(here, feeds)
         for name, g in targets.items():
             if g.shape != shapes[name]:
                 raise UsageError(f"The cotangent of {name!r} is {g.shape}; the tensor is {shapes[name]}.")
-        here.check_sizes(on_path(here.graph, sources, targets, method))
         spans = {name: whole(shapes[name]) for name in targets}
         made = plan(here.graph, here.constants, shapes, sources, spans, method, batch=None)
         names = [name for name in made.records if name not in feeds]
@@ -538,6 +538,13 @@ class Network:
         values = {name: single(value) for name, value in {**feeds, **found}.items()}
         recording = Recording(values, switches)
         return run(made, targets, recording, Units.all_of(1), sources)
+
+    def _true_shapes(self, here: _Settled, feeds: Mapping[str, Array]) -> Mapping[str, Shape]:
+        """Shapes for these very values of the inputs."""
+        if not (open_ := [name for name in here.value_sized if name in here.shapes]):
+            return here.shapes
+        found = Session(here.model, here.model.cut(open_), optimise=False).run(feeds)
+        return {**here.shapes, **{name: value.shape for name, value in found.items()}}
 
     def _tensor(self, graph: Graph, name: str) -> str:
         """The tensor of a layer's, node's or tensor's name."""

@@ -103,9 +103,7 @@ class Session:
         ModelError: onnxruntime does not accept the model; its reason is given.
     """
 
-    def __init__(
-        self, model: ModelFile, cut: bytes, *, provider: str = "cpu", optimise: bool = True
-    ) -> None:
+    def __init__(self, model: ModelFile, cut: bytes, *, provider: str = "cpu", optimise: bool = True) -> None:
         self._session = open_session(cut, model.path, provider, optimise=optimise)
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())

@@ -25,6 +25,8 @@ KEYS = ("preset", "size", "resize", "crop_fraction", "order", "scale", "mean", "
 _OUTSIDE = 16
 """How far beyond 0–255 values may reach and still be a picture's, rounding and overshoot aside."""
 
+_SHORTEST = 16
+
 _GUESS = "guessed from the input's shape"
 
 RESIZE = {"crop": "centre crop", "stretch": "stretched", "pad": "padded"}
@@ -381,14 +383,18 @@ def _size(
     asked: tuple[float, ...] | None, height: int | None, width: int | None, where: str
 ) -> tuple[int, int]:
     if asked is None:
-        return height or width or DEFAULT_SIZE, width or height or DEFAULT_SIZE
+        # Where one side is open it is as long as the other, if that is a picture's and no signal's few rows.
+        known = max(height or 0, width or 0)
+        open_ = known if known >= _SHORTEST else DEFAULT_SIZE
+        return height or open_, width or open_
     if any(not value.is_integer() or value > LARGEST_SIZE for value in asked):
         raise UsageError(f"{where} is {_tuple(asked)}; expected whole numbers of pixels up to {LARGEST_SIZE}")
     wanted = (int(asked[0]), int(asked[1]))
     if wanted != (height or wanted[0], width or wanted[1]):
         fixed = "×".join("any" if value is None else str(value) for value in (height, width))
+        advice = "choose only what is open" if None in (height, width) else "leave it out"
         raise UsageError(
-            f"{where} is {wanted[0]}×{wanted[1]}, but the model's input is fixed at {fixed}; leave it out"
+            f"{where} is {wanted[0]}×{wanted[1]}, but the model's input is fixed at {fixed}; {advice}"
         )
     return wanted
 

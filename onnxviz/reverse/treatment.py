@@ -31,7 +31,11 @@ class Treatment:
     first: str
 
     def __str__(self) -> str:
-        words = [self.how.rstrip("."), self.approximation] if self.problem is None else [f"NOT AT ALL: {self.problem}"]
+        words = (
+            [self.how.rstrip("."), self.approximation]
+            if self.problem is None
+            else [f"NOT AT ALL: {self.problem}"]
+        )
         words += [f"written as {', '.join(self.pieces)}"] if self.pieces else []
         return "; ".join(filter(None, words))
 
