@@ -5,14 +5,12 @@ After `normalize`:
 1. every attribute that has a default in the operator's schema is there;
 2. Conv and the pools have ``kernel_shape``, ``strides``, ``dilations`` and ``pads``;
 3. what became an input over time is an attribute again where it is constant: the bounds of Clip, ``axes`` of
-   Squeeze, Unsqueeze and the reductions, ``axis`` of CumSum and CumProd, ``pads``, ``axes`` and ``value`` of
-   Pad, ``starts``, ``ends``, ``axes`` and ``steps`` of Slice (all or none, of
-   Pad and Slice), ``axis`` of DFT;
+   Squeeze, Unsqueeze and the reductions, ``axis`` of CumSum, CumProd and DFT, ``pads``, ``axes`` and ``value`` of
+   Pad, ``starts``, ``ends``, ``axes`` and ``steps`` of Slice (of Pad and Slice all or none);
 4. Resize before opset 11, and Upsample, say how they take coordinates; what Resize has as constant inputs it has
    as ``roi``, ``scales`` and ``sizes``; GridSample's modes have their newer names;
    MeanVarianceNormalization has ``axes``;
-5. what quantises says whether a ReLU was folded into it (``rectifies``, see
-   `saturation`);
+5. what quantises says whether a ReLU was folded into it (``rectifies``, see `saturation`);
 6. Softmax says whether it works on one axis or on all from ``axis`` on (``flattened``, before opset 13).
 """
 

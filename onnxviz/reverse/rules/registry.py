@@ -214,17 +214,16 @@ def register(
     """
 
     def add(pull_back: PullBack) -> Rule:
-        made = Rule(
-            ops[0],
+        make = rule(
             pull_back.__name__,
-            pull_back,
-            slots,
-            outputs,
-            record,
-            switches,
-            restriction,
+            slots=slots,
+            outputs=outputs,
+            record=record,
+            switches=switches,
+            restriction=restriction,
             approximation=approximation,
         )
+        made = make(pull_back)
         for op in ops:
             if op in RULES or op in STOPS:
                 raise ValueError(f"{op} has a rule already: {RULES[op].name if op in RULES else STOPS[op]}")
