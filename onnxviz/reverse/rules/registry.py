@@ -182,7 +182,7 @@ def rule(
     name: str,
     *,
     slots: tuple[int, ...] | None = (0,),
-    outputs: tuple[int, ...] = (0,),
+    outputs: tuple[int, ...] | None = (0,),
     record: Record = nothing,
     switches: bool = False,
     restriction: Restriction | None = None,
