@@ -7,6 +7,7 @@ steps are exact, so that float32 tells many digits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +45,9 @@ CURVED = frozenset(
     }
 )
 """Operators that make a network smooth rather than piecewise linear. (Mul of constants, too: it is not looked into.)"""
+
+BATCH_MOVED = frozenset({"crnn", "ocr", "swin", "vit"})
+"""Networks that put their steps, tokens or windows on axis 0 in places."""
 
 SAMPLED = 3
 
@@ -121,11 +125,18 @@ def test_every_convolution_is_pulled_back_to_the_derivative(name: str, folder: P
 
 @every_graph
 def test_it_is_understood(name: str, folder: Path):
-    """All layers can be analysed, but for those that no small change of the image changes."""
+    """All layers can be analysed, but for those that no small change of the image changes, or that mix the batch.
+
+    Convolutions all can, and the ends of blocks of a transformer.
+    """
     found = check(stored(name, folder).net.file.path, make_method("deconvnet"))
     assert found.problem is None
-    problems = {layer.problem for layer in found.layers} - {None}
-    assert problems <= {"no small change of the image changes it"}
+    assert all(layer.problem is None for layer in found.layers if layer.op == "Conv")
+    problems = [layer.problem for layer in found.layers if layer.problem]
+    if name.removesuffix("_dynamo") in BATCH_MOVED:
+        problems = [words for words in problems if not re.search(r"has \d+ rows for 1 image\(s\)", words)]
+        assert any(layer.op == "Add" and layer.problem is None for layer in found.layers) or "vit" not in name
+    assert set(problems) <= {"no small change of the image changes it"}
 
 
 @every_graph
