@@ -6,13 +6,7 @@ import math
 from dataclasses import dataclass
 
 from onnxviz.reverse.kernels import Array
-from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, register, sum_to
-from onnxviz.reverse.rules.shape import parameters
-
-
-def _optional(step: Step, index: int) -> Array | None:
-    inputs = step.node.inputs
-    return step.value(index) if len(inputs) > index and inputs[index] else None
+from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, parameters, register, sum_to
 
 
 def _number(step: Step, name: str, default: float) -> float:
@@ -58,7 +52,7 @@ def _heads(step: Step, rows: int) -> _Heads:
     q = operand(0, "q_num_heads")
     k, v = operand(1, "kv_num_heads"), operand(2, "kv_num_heads")
     xp = q.__array_namespace__()
-    past_k, past_v = _optional(step, 4), _optional(step, 5)
+    past_k, past_v = step.optional(4), step.optional(5)
     past = 0
     if past_k is not None and past_v is not None:
         past = past_k.shape[2]
@@ -66,7 +60,7 @@ def _heads(step: Step, rows: int) -> _Heads:
             xp.concat([xp.broadcast_to(p, (rows, *p.shape[1:])), x], axis=2)
             for p, x in ((past_k, k), (past_v, v))
         )
-    return _Heads(q, k, v, _optional(step, 3), past)
+    return _Heads(q, k, v, step.optional(3), past)
 
 
 def _bias(step: Step, heads: _Heads) -> Array:
@@ -80,7 +74,7 @@ def _bias(step: Step, heads: _Heads) -> Array:
             mask = xp.where(mask, xp.zeros((), dtype=bias.dtype), never)
         beyond = xp.full((*mask.shape[:-1], size - mask.shape[-1]), never, dtype=mask.dtype)
         bias = bias + xp.concat([mask, beyond], axis=-1)
-    valid = _optional(step, 6)
+    valid = step.optional(6)
     at = xp.expand_dims(xp.arange(length), axis=1) + heads.past
     keys = xp.arange(size)
     allowed = xp.ones((length, size), dtype=xp.bool)
@@ -175,7 +169,7 @@ def rotary_embedding(step: Step, g: Array) -> Cotangents:
     shape = g.shape
     if g.ndim == 3:
         g = _split_heads(g, int(step.number("num_heads")))
-    cos, sin, places = step.value(1), step.value(2), _optional(step, 3)
+    cos, sin, places = step.value(1), step.value(2), step.optional(3)
     if places is not None:
         cos, sin = (
             xp.reshape(xp.take(x, xp.reshape(places, (-1,)), axis=0), (*places.shape, -1)) for x in (cos, sin)

@@ -13,8 +13,7 @@ import numpy as np
 
 from onnxviz.model.graph import Shape
 from onnxviz.reverse.kernels import Array, put, scatter
-from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, register
-from onnxviz.reverse.rules.shape import parameters
+from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, parameters, register
 
 
 def _from_the_front(index: Array, size: int) -> Array:

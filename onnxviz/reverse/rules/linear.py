@@ -7,8 +7,7 @@ import numpy as np
 from onnxviz.model.graph import Shape
 from onnxviz.model.pulls import subscripts
 from onnxviz.reverse.kernels import Array, einsum, place
-from onnxviz.reverse.rules.registry import Cotangents, Step, other_inputs, register, sum_to
-from onnxviz.reverse.rules.shape import parameters
+from onnxviz.reverse.rules.registry import Cotangents, Step, other_inputs, parameters, register, sum_to
 
 
 @register("Gemm", slots=(0, 1, 2), record=lambda node, wanted: other_inputs(node, wanted - {2}))

@@ -205,12 +205,9 @@ def _weights_of(step: Step, direction: int, gates: int, dtype: object) -> _Weigh
     hidden = r.shape[1]
 
     def optional(index: int, size: int) -> Array:
-        inputs = step.node.inputs
-        if len(inputs) > index and inputs[index]:
-            value: Array = step.value(index)[direction, ...]
-            return value
-        none: Array = xp.zeros(size, dtype=dtype)
-        return none
+        value = step.optional(index)
+        found: Array = xp.zeros(size, dtype=dtype) if value is None else value[direction, ...]
+        return found
 
     bias = optional(3, 2 * gates * hidden)
     count = len(_DEFAULTS[step.node.op])

@@ -11,7 +11,7 @@ from onnxviz.model.graph import Node
 from onnxviz.model.pulls import reduced_axes
 from onnxviz.reverse.kernels import Array
 from onnxviz.reverse.rules.elementwise import inverse
-from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, register
+from onnxviz.reverse.rules.registry import Cotangents, Step, all_inputs, parameters, register
 
 _Axes: TypeAlias = tuple[int, ...]
 
@@ -33,17 +33,13 @@ def _axes(step: Step) -> _Axes:
     return reduced_axes(node, len(step.shape(0)))
 
 
-def _parameters(node: Node, wanted: frozenset[int]) -> tuple[str, ...]:
-    return tuple(filter(None, node.inputs[1:]))
-
-
-@register("ReduceSum", record=_parameters)
+@register("ReduceSum", record=parameters)
 def reduce_sum(step: Step, g: Array) -> Cotangents:
     """The same to every position. ONNX ReduceSum-13."""
     return (_spread(step, g, _axes(step)),)
 
 
-@register("ReduceMean", record=_parameters)
+@register("ReduceMean", record=parameters)
 def reduce_mean(step: Step, g: Array) -> Cotangents:
     """An equal share to every position. ONNX ReduceMean-18."""
     shape, axes = step.shape(0), _axes(step)
@@ -127,7 +123,7 @@ def _axis(step: Step) -> int:
     return int(axis.__array_namespace__().reshape(axis, (-1,))[0])
 
 
-@register("CumSum", record=_parameters)
+@register("CumSum", record=parameters)
 def cumulative_sum(step: Step, g: Array) -> Cotangents:
     """The sum from the other end. ONNX CumSum-14."""
     xp = g.__array_namespace__()

@@ -24,6 +24,7 @@ __all__ = [
     "known_attributes",
     "nothing",
     "other_inputs",
+    "parameters",
     "register",
     "result",
     "rule",
@@ -57,6 +58,11 @@ class Step:
     def value(self, index: int) -> Array:
         """Forward value of input ``index``: a constant, or one that the rule's `Rule.record` named."""
         return self.read_input(index)
+
+    def optional(self, index: int) -> Array | None:
+        """`value`, or None of an input that is left out."""
+        inputs = self.node.inputs
+        return self.value(index) if len(inputs) > index and inputs[index] else None
 
     @cached_property
     def result(self) -> Array:
@@ -118,6 +124,11 @@ def result(node: Node, wanted: frozenset[int]) -> Iterable[str]:
 def first_input(node: Node, wanted: frozenset[int]) -> Iterable[str]:
     """Record the first input."""
     return (node.inputs[0],)
+
+
+def parameters(node: Node, wanted: frozenset[int]) -> Iterable[str]:
+    """Record every input after the first."""
+    return [name for name in node.inputs[1:] if name]
 
 
 def other_inputs(node: Node, wanted: frozenset[int]) -> Iterable[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +9,7 @@ import numpy as np
 from onnxviz.model.graph import Attribute, Node
 from onnxviz.model.pulls import pad_begins, permutation, slices
 from onnxviz.reverse.kernels import Array, dilate, place, put
-from onnxviz.reverse.rules.registry import Cotangents, Step, register, sum_to
-
-
-def parameters(node: Node, wanted: frozenset[int]) -> Iterable[str]:
-    """Record every input after the first; the constant ones need no recording."""
-    return [name for name in node.inputs[1:] if name]
+from onnxviz.reverse.rules.registry import Cotangents, Step, parameters, register, sum_to
 
 
 def _settled(step: Step, *names: str) -> Node:
