@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError
 
@@ -22,11 +26,20 @@ _PLACE = re.compile(r"(?:/\S+:\d+ .+?\)|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
 
 
 def open_session(
-    cut: bytes, path: Path, provider: str = "cpu", *, optimise: bool = True
+    cut: bytes,
+    path: Path,
+    provider: str = "cpu",
+    *,
+    optimise: bool = True,
+    threads: int | None = None,
+    initializers: Mapping[str, NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
     """A session on a serialised model that was cut from the file ``path``.
 
-    Without ``optimise`` it opens sooner and runs slower.
+    Args:
+        optimise: without it, the session opens sooner and runs slower.
+        threads: that one operator may use; None for as many as there are cores.
+        initializers: values of those that the model only names; they are not copied before the session is made.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -38,6 +51,11 @@ def open_session(
     # External weights lie beside the file, which a model given as bytes does not know.
     folder = str(path.resolve().parent)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if initializers:
+        values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
+        options.add_external_initializers(list(initializers), values)
     providers = [PROVIDERS[provider]] + ([PROVIDERS["cpu"]] if provider != "cpu" else [])
     try:
         return ort.InferenceSession(cut, options, providers=providers)
