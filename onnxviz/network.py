@@ -33,12 +33,12 @@ from onnxviz.reverse.engine import (
 )
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import (
+    DEFAULT_MEMORY,
     Position,
     Projections,
-    images_at_once,
+    Projector,
+    check_engine,
     position_part,
-    project_maps,
-    pull_units,
     seed_maps,
 )
 from onnxviz.reverse.rules import STOPS
@@ -64,6 +64,8 @@ def load(
     size: tuple[int, int] | None = None,
     image: str | None = None,
     feeds: Mapping[str, Array] | None = None,
+    engine: str = "compiled",
+    memory: int = DEFAULT_MEMORY,
 ) -> Network:
     """Open an ONNX model.
 
@@ -73,13 +75,23 @@ def load(
         size: (height, width) of the images, where the model leaves it open; 224×224 by default.
         image: name of the input that takes images, where there are several.
         feeds: values of other inputs, by name; they become constants.
+        engine: ``compiled`` (projections are computed by graphs for onnxruntime that the rules are compiled to) or
+            ``numpy`` (by the same rules in NumPy: slower, the reference).
+        memory: about how many bytes projecting may take, weights not counted; batches are cut to fit.
 
     Raises:
-        UsageError: no such file, an unknown provider or input, or a size or value that the model does not take.
+        UsageError: no such file, an unknown provider, engine or input, or a size or value that the model does not take.
         ModelError: not a model, or none with an image input.
         ProviderError: CUDA was asked for and is not there.
     """
-    return Network(ModelFile(model, feeds), provider=choose_provider(provider), size=size, image=image)
+    return Network(
+        ModelFile(model, feeds),
+        provider=choose_provider(provider),
+        size=size,
+        image=image,
+        engine=engine,
+        memory=memory,
+    )
 
 
 @dataclass(frozen=True)
@@ -125,14 +137,18 @@ class Network:
         provider: str = "cpu",
         size: tuple[int, int] | None = None,
         image: str | None = None,
+        engine: str = "compiled",
+        memory: int = DEFAULT_MEMORY,
     ) -> None:
         self.file = file
         self.provider = provider
+        self.engine = check_engine(engine)
+        self.memory = memory
         self.image = image_input(file, image)
         self.size = self._resolve_size(size)
         self._settled: dict[tuple[tuple[str, Shape], ...], _Settled] = {}
         self._recorder: tuple[tuple[Any, ...], Runner] | None = None
-        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._projectors: dict[tuple[Any, ...], Projector] = {}
         self._other: Network | None = None
 
     def _resolve_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -151,7 +167,14 @@ class Network:
         if size == self.size:
             return self
         if self._other is None or self._other.size != size:
-            self._other = Network(self.file, provider=self.provider, size=size, image=self.image.name)
+            self._other = Network(
+                self.file,
+                provider=self.provider,
+                size=size,
+                image=self.image.name,
+                engine=self.engine,
+                memory=self.memory,
+            )
         return self._other
 
     # What the file says
@@ -455,26 +478,40 @@ class Network:
             f"{f' ({reasons})' if stops else ''}. Choose an earlier layer."
         )
 
-    def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
-        """The plan for pulling a layer back: from one position for each unit, or from whole maps.
+    def projector(
+        self, layer: Layer, method: Method, *, windows: bool = True, engine: str | None = None
+    ) -> Projector:
+        """What pulls a layer back: from one position for each unit, or from whole maps.
 
         Where the graph moves the batch axis, only whole maps will do, one image at a time.
         """
-        key = (layer.tensor, method, windows)
-        if key not in self._plans:
-            shapes = self.shapes()
-            full = whole(shapes[layer.tensor])
-            spans = list(full)
-            for coord, axis in enumerate(layer.order[2:]):
-                spans[axis] = Span(1, 0, 1, coord)
-            made = self._plan(layer, tuple(spans) if windows else full, method)
-            if not made.batched and (self.image.batch or 1) > 1:
-                raise ModelError(
-                    f"{self.file.path}: its batch is fixed at {self.image.batch} and its images are moved about, or "
-                    f"not treated alike, on the way to {layer}. Export it with a batch of 1, or an open one."
-                )
-            self._plans[key] = made if made.batched or not windows else self._plan(layer, full, method)
-        return self._plans[key]
+        engine = engine or self.engine
+        key = (layer.tensor, method, windows, engine)
+        if key not in self._projectors:
+            made = self.plan_units(layer, method, windows=windows)
+            # One is kept: its graphs hold weights.
+            self._projectors = {
+                k: v for k, v in self._projectors.items() if k[:2] == key[:2] or k[3] == "numpy"
+            }
+            self._projectors[key] = Projector(
+                made, layer, method, self.image, engine=engine, memory=self.memory, path=self.file.path
+            )
+        return self._projectors[key]
+
+    def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
+        """The plan behind `projector`."""
+        shapes = self.shapes()
+        full = whole(shapes[layer.tensor])
+        spans = list(full)
+        for coord, axis in enumerate(layer.order[2:]):
+            spans[axis] = Span(1, 0, 1, coord)
+        made = self._plan(layer, tuple(spans) if windows else full, method)
+        if not made.batched and (self.image.batch or 1) > 1:
+            raise ModelError(
+                f"{self.file.path}: its batch is fixed at {self.image.batch} and its images are moved about, or "
+                f"not treated alike, on the way to {layer}. Export it with a batch of 1, or an open one."
+            )
+        return made if made.batched or not windows else self._plan(layer, full, method)
 
     def _plan(self, layer: Layer, spans: Spans, method: Method) -> Plan:
         self._here.check_sizes(on_path(self.graph, [self.image.name], [layer.tensor], method))
@@ -563,7 +600,9 @@ class Network:
         position: Position = "max",
         method: str | Method = "deconvnet",
     ) -> Array:
-        """Project a layer's activations of each image back to its pixels.
+        """Project a layer's activations of each image back to its pixels, over whole maps, in NumPy.
+
+        It is the plain reference; `project_units` gives the same inside the units' windows, many times faster.
 
         Args:
             x: the network's own input array.
@@ -585,15 +624,15 @@ class Network:
             raise UnitError(
                 f"Layer {found} has channels 0 to {found.channels - 1}; there is no channel {channel}."
             )
-        made = net.plan_units(found, method, windows=False)
-        step = images_at_once(made, self.image.batch or 1)
+        projector = net.projector(found, method, windows=False, engine="numpy")
+        made, step = projector.plan, projector.images_at_once
         results = [np.zeros((0, *x.shape[1:]), np.float32)]
         for start in range(0, len(x), step):
             recording = net.record(x[start : start + step], [*made.records, found.tensor], made.pools)
             maps = np.transpose(recording.values[found.tensor], found.order)
             part = position_part(position, len(x), start, step)
             seed = seed_maps(maps, found, channel, part, method)
-            results.append(project_maps(made, found, seed, recording, self.image.name))
+            results.append(projector.maps(seed, recording))
         return np.ascontiguousarray(np.concatenate(results))
 
     def project_units(
@@ -624,8 +663,8 @@ class Network:
                 f"Unit {tuple(units[wrong[0]].tolist())} (sample, channel, y, x) is outside layer {found}, "
                 f"whose limits are {limits}."
             )
-        made = net.plan_units(found, method)
-        step = images_at_once(made, self.image.batch or 1)
+        projector = net.projector(found, method)
+        made, step = projector.plan, projector.images_at_once
         pixels = np.zeros((len(units), self.image.channels, *found.receptive_field), np.float32)
         boxes = np.zeros((len(units), 4), np.int64)
         samples = np.unique(units[:, 0])
@@ -635,7 +674,7 @@ class Network:
             rows = np.flatnonzero(np.isin(units[:, 0], chunk))
             local = units[rows]
             local[:, 0] = np.searchsorted(chunk, local[:, 0])
-            answer = pull_units(made, found, recording, local, method, self.image)
+            answer = projector.units(recording, local)
             pixels[rows], boxes[rows] = answer.pixels, answer.boxes
         return Projections(pixels, boxes)
 

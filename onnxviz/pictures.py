@@ -16,14 +16,14 @@ from onnxviz.errors import ImageError, UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
-from onnxviz.images.plates import HitTiles, Plate
+from onnxviz.images.plates import HitTiles, Plate, PlateStyle
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
-from onnxviz.reverse.engine import Plan, Recording
+from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method
-from onnxviz.reverse.project import images_at_once, project_maps, pull_units
+from onnxviz.reverse.project import Projector
 
 __all__ = ["SEEDS", "draw_layer", "project_image"]
 
@@ -35,8 +35,8 @@ SEEDS = ("unit", "map")
 _HITS_IN_MEMORY = 1152
 _HITS_AT_ONCE = 64
 _LEAST_SIDE = 48
-_LOSSLESS_CARD = 24
-"""Cards of tiles up to this size are stored without loss: there every pixel shows."""
+_CARD_QUALITY = 70
+"""Of cards that are stored with loss, in JPEG's terms."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def draw_layer(
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
     artist = _Artist(network, one, gallery, preprocess, method, seed, progress)
-    (out / picture_paths(one.slug, None)[0]).parent.mkdir(parents=True, exist_ok=True)
+    (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
     overall, cards = one.overall, {}
     alive = one.alive
     with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
         written = []
         if one.overall_hits:
             overall, tiles = artist.overall()
-            written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.lossless))
+            written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.style))
         step = max(1, _HITS_IN_MEMORY // one.topk.score.shape[1])
         for start in range(0, len(alive), step):
             for future in written:
@@ -88,7 +88,7 @@ def draw_layer(
                 plate = Plate.of(tiles)
                 if montage:
                     cards[channel] = plate.card
-                written.append(pool.submit(_write, plate, out, one.slug, channel, artist.lossless))
+                written.append(pool.submit(_write, plate, out, one.slug, channel, artist.style))
         for future in written:
             future.result()
     path = None
@@ -98,10 +98,10 @@ def draw_layer(
     return replace(one, overall=overall, montage=path)
 
 
-def _write(plate: Plate, out: Path, slug: str, channel: int | None, lossless: bool) -> None:
-    card, strips = picture_paths(slug, channel)
-    render.save(plate.card, out / card, lossless=lossless)
-    render.save(plate.strips, out / strips)
+def _write(plate: Plate, out: Path, slug: str, channel: int | None, style: PlateStyle) -> None:
+    card, strips = picture_paths(slug, channel, style)
+    render.save(plate.card, out / card, lossless=True, quality=_CARD_QUALITY)
+    render.save(plate.strips, out / strips, quality=_CARD_QUALITY)
 
 
 def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
@@ -139,7 +139,6 @@ class _Artist:
         self.network, self.one, self.layer = network, one, one.layer
         self.gallery, self.preprocess, self.method, self.seed = gallery, preprocess, method, seed
         self.style = plate_style(one.layer, network.size)
-        self.lossless = max(self.style.card_tile) <= _LOSSLESS_CARD
         self.progress = progress or (lambda count: None)
 
     def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
@@ -166,62 +165,62 @@ class _Artist:
 
     def _draw(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles]]:
         windows = self.seed == "unit"
-        plan = self.network.plan_units(self.layer, self.method, windows=windows)
-        for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
-            recording = self.network.record(
-                self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
-            )
-            maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+        projector = self.network.projector(self.layer, self.method, windows=windows)
+        for images, items in self._by_image(wanted, projector.images_at_once):
+            recording, maps = self._recorded(projector, images)
             row_of = {image: row for row, image in enumerate(images)}
-            for start in range(0, len(items), _HITS_AT_ONCE):
-                part = items[start : start + _HITS_AT_ONCE]
-                rows = np.array([row_of[item.hit.image] for item in part])
-                if windows:
-                    units = np.array(
-                        [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, part, strict=True)]
-                    )
-                    pixels: Array = pull_units(
-                        plan, self.layer, recording, units, self.method, self.network.image
-                    ).pixels
-                else:
-                    channels = np.array([item.channel for item in part])
-                    pixels = self._whole_maps(plan, recording, maps, rows, channels)
-                for item, row, projection in zip(part, rows, pixels, strict=True):
+            rows = np.array([row_of[item.hit.image] for item in items])
+            if windows:
+                units = np.array(
+                    [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)]
+                )
+                parts = projector.units_in_parts(recording, units)
+            else:
+                channels = np.array([item.channel for item in items])
+                parts = self._whole_maps(projector, recording, maps, rows, channels)
+            for part, pixels in parts:
+                for item, row, projection in zip(items[part], rows[part], pixels, strict=True):
                     box = self.layer.box(item.hit.y, item.hit.x)
                     if not windows:
                         projection = _cropped(projection, box)
                     yield item, self._tiles(item.hit.image, projection, maps[row, item.channel], box)
-                self.progress(len(part))
+                self.progress(len(pixels))
+
+    def _recorded(self, projector: Projector, images: list[int]) -> tuple[Recording, Array]:
+        """What projecting needs of images, and the layer's maps (N, C, …)."""
+        plan = projector.plan
+        recording = self.network.record(
+            self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
+        )
+        maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+        return recording, maps
 
     def _whole_maps(
-        self, plan: Plan, recording: Recording, maps: Array, rows: Array, channels: Array
-    ) -> Array:
-        seeds = np.zeros((len(rows), *maps.shape[1:]), np.float32)
-        index = np.arange(len(rows))
-        seeds[index, channels] = self._seeded(maps[rows, channels])
-        return self._projected(plan, recording, seeds, rows)
+        self, projector: Projector, recording: Recording, maps: Array, rows: Array, channels: Array
+    ) -> Iterator[tuple[slice, Array]]:
+        for start in range(0, len(rows), _HITS_AT_ONCE):
+            part = slice(start, start + _HITS_AT_ONCE)
+            seeds = np.zeros((len(rows[part]), *maps.shape[1:]), np.float32)
+            index = np.arange(len(seeds))
+            seeds[index, channels[part]] = self._seeded(maps[rows[part], channels[part]])
+            found = projector.maps(seeds, recording, rows[part])
+            yield part, self.network.image.to_nchw(found)
 
     def _seeded(self, maps: Array) -> Array:
         if self.method.unit_seed:
             return np.ones_like(maps)
         return np.maximum(maps, 0) if self.method.rectified_maps else maps
 
-    def _projected(self, plan: Plan, recording: Recording, seeds: Array, rows: Array) -> Array:
-        answer = project_maps(plan, self.layer, seeds, recording, self.network.image.name, rows=rows)
-        return self.network.image.to_nchw(answer)
-
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
-        plan = self.network.plan_units(self.layer, self.method, windows=False)
-        for images, items in self._by_image(wanted, images_at_once(plan, self.network.image.batch or 1)):
-            recording = self.network.record(
-                self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
-            )
-            maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
+        projector = self.network.projector(self.layer, self.method, windows=False)
+        for images, items in self._by_image(wanted, projector.images_at_once):
+            recording, maps = self._recorded(projector, images)
             # A channel that is not finite in an image did not count in the ranking, nor does it here.
             finite = np.isfinite(maps).all(axis=tuple(range(2, maps.ndim)), keepdims=True)
             maps = np.where(finite, maps, np.float32(0))
             rows = np.array([images.index(item.hit.image) for item in items])
-            pixels = self._projected(plan, recording, self._seeded(maps[rows]), rows)
+            found = projector.maps(self._seeded(maps[rows]), recording, rows)
+            pixels = self.network.image.to_nchw(found)
             for item, row, projection in zip(items, rows, pixels, strict=True):
                 mean = np.maximum(maps[row], 0).mean(0)
                 at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))

@@ -9,8 +9,10 @@ that is not batched (a tensor moves the batch elsewhere) keeps every shape as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,21 @@ from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import Rule, Step
 
-__all__ = ["Plan", "Recording", "Units", "check_path", "decode_switches", "on_path", "plan", "run", "single"]
+__all__ = [
+    "ArrayWalk",
+    "Move",
+    "Plan",
+    "Recording",
+    "Units",
+    "Walk",
+    "check_path",
+    "decode_switches",
+    "moving_axes",
+    "on_path",
+    "plan",
+    "run",
+    "single",
+]
 
 
 @dataclass(frozen=True)
@@ -226,7 +242,7 @@ def _keeps_batch(path: Sequence[Node], read: set[str], shapes: Mapping[str, Shap
 def run(
     plan: Plan, seeds: Mapping[str, Array], recording: Recording, units: Units, sources: Sequence[str]
 ) -> dict[str, Array]:
-    """Pull seeds back.
+    """Pull seeds back, in NumPy.
 
     Args:
         seeds: for each target of the plan, a cotangent over its frame: (M, …).
@@ -236,42 +252,47 @@ def run(
     Returns:
         For each source, the cotangent over the plan's frame of it; zero outside the tensor.
     """
-    walk = _Walk(plan, recording, units)
+    walk = ArrayWalk(plan, recording, units)
     cotangents = dict(seeds)
+    kept = {*sources, *seeds}
     for move in plan.moves:
-        output = move.node.outputs[move.index]
-        if (g := cotangents.get(output)) is None:
-            continue
-        if output not in sources and output not in seeds:
-            del cotangents[output]
-        g = walk.moved(g, plan.frames[output], move.pull.output)
-        answers = move.rule.pull_back(walk.step(move), g)
-        for i in sorted(move.wanted):
-            answer, name = answers[i], move.node.inputs[i]
-            assert answer is not None, (move.node.name, i)
-            owned = len(move.wanted) == 1 and answer.flags.writeable and not np.may_share_memory(answer, g)
-            piece = walk.masked(answer, move, i, owned=owned)
-            piece = walk.moved(piece, move.pull.inputs[i], plan.frames[name])
-            cotangents[name] = cotangents[name] + piece if name in cotangents else piece
+        walk.pull(move, cotangents, kept)
     return {name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources}
 
 
-class _Walk:
-    """One `run`: moves arrays between spans and reads recorded values."""
+class Walk(ABC):
+    """The walk of one plan, for some units: moves cotangents between spans and reads recorded values.
 
-    def __init__(self, plan: Plan, recording: Recording, units: Units) -> None:
+    What it works on is its own affair: NumPy arrays (`ArrayWalk`), or arrays that stand for tensors of a graph
+    that is being written (`onnxviz.reverse.program`). Rules see no difference.
+    """
+
+    def __init__(self, plan: Plan, rows: Any) -> None:
         self.plan = plan
-        self.recording = recording
-        self.units = units
-        self._masks: dict[tuple[Span, int], Array | None] = {}
+        self.rows = rows
+        """The size of the first axis of all arrays, in a batched plan."""
+
+    def pull(self, move: Move, cotangents: dict[str, Array], kept: Container[str] = ()) -> None:
+        """Pull the cotangent of a move's output back to its inputs; it is dropped then, unless ``kept``."""
+        output = move.node.outputs[move.index]
+        if (g := cotangents.get(output)) is None:
+            return
+        if output not in kept:
+            del cotangents[output]
+        g = self.moved(g, self.plan.frames[output], move.pull.output)
+        answers = move.rule.pull_back(self.step(move), g)
+        for i in sorted(move.wanted):
+            answer, name = answers[i], move.node.inputs[i]
+            assert answer is not None, (move.node.name, i)
+            if not move.rule.stays_inside and (inside := self._inside(move, i)) is not None:
+                answer = self.masked(answer, inside)
+            piece = self.moved(answer, move.pull.inputs[i], self.plan.frames[name])
+            cotangents[name] = cotangents[name] + piece if name in cotangents else piece
 
     def sizes(self, spans: Spans) -> Shape:
+        """The shape of an array over spans."""
         sizes = tuple(span.size for span in spans)
-        return (len(self.units.rows), *sizes[1:]) if self.plan.batched else sizes
-
-    def zeros(self, name: str) -> Array:
-        spans = self.plan.frames.get(name, whole(self.plan.shapes[name]))
-        return np.zeros(self.sizes(spans), np.float32)
+        return (self.rows, *sizes[1:]) if self.plan.batched else sizes
 
     def moved(self, g: Array, here: Spans, there: Spans) -> Array:
         """``g``, known over the spans ``here``, over the spans ``there``."""
@@ -282,84 +303,42 @@ class _Walk:
         pairs = list(zip(here, there, strict=True))[first:]
         if all((f.coord, f.a) == (t.coord, t.a) for f, t in pairs):
             return place(g, [0] * first + [f.b - t.b for f, t in pairs], sizes)
-        origins = [
-            self.units.origins(f) - self.units.origins(t) for f, t in zip(here[1:], there[1:], strict=True)
-        ]
-        return place_each(g, np.stack(origins, axis=1), sizes)
+        return self.placed(g, here, there, sizes)
 
-    def masked(self, g: Array, move: Move, index: int, *, owned: bool) -> Array:
-        """``g`` for input ``index``, zero where a moving window leaves the tensor.
+    def _inside(self, move: Move, index: int) -> Array | None:
+        """Which positions of the answer for input ``index`` lie in the tensor; None if all do.
 
-        Along axes that the operator leaves alone it is zero there already.
+        Along axes that the operator leaves alone the answer is zero outside already.
         """
         shape = self.plan.shapes[move.node.inputs[index]]
         out_shape = self.plan.shapes[move.node.outputs[move.index]]
         spans, out_spans = move.pull.inputs[index], move.pull.output
+        axes = []
         for axis, span in enumerate(spans):
             same = len(spans) == len(out_spans) and (span, shape[axis]) == (out_spans[axis], out_shape[axis])
-            if span.coord is None or same or (inside := self._inside(span, shape[axis])) is None:
-                continue
-            lead = [1] * g.ndim
-            lead[0], lead[axis] = inside.shape
-            g = np.multiply(g, inside.reshape(lead), out=g if owned else None)
-            owned = True
-        return g
-
-    def _inside(self, span: Span, size: int) -> Array | None:
-        """(M, span) which positions lie on an axis of ``size``; None if all do."""
-        key = (span, size)
-        if key not in self._masks:
-            begin = self.units.origins(span)
-            if begin.min() >= 0 and begin.max() + span.size <= size:
-                self._masks[key] = None
-            else:
-                positions = begin[:, None] + np.arange(span.size)
-                self._masks[key] = (positions >= 0) & (positions < size)
-        return self._masks[key]
-
-    def over(self, values: Array, spans: Spans, *, constant: bool = False) -> Array:
-        """Windows of a forward value. A constant has one row, which serves every unit."""
-        if not self.plan.batched:
-            if len(spans) != values.ndim:  # a constant of fewer axes than the output that it goes with
-                return values
-            return place(values, [-s.b for s in spans], [s.size for s in spans])
-        axes = [
-            axis
-            for axis, span in enumerate(spans)
-            if span.coord is not None
-            or (not constant and axis > 0 and (span.b, span.size) != (0, values.shape[axis]))
-        ]
-        if constant and not axes:
-            return values
-        rows = np.zeros_like(self.units.rows) if constant else self.units.rows
-        starts = [self.units.origins(spans[axis]) for axis in axes]
-        return take(values, rows, axes, starts, [spans[axis].size for axis in axes])
+            if span.coord is not None and axis >= int(self.plan.batched) and not same:
+                axes.append((axis, span, shape[axis]))
+        return self.inside(axes, len(spans)) if axes else None
 
     def step(self, move: Move) -> Step:
+        """What the rule of a move may look at."""
         node, plan = move.node, self.plan
 
         def read_input(index: int) -> Array:
-            name = node.inputs[index]
+            name, spans = node.inputs[index], move.pull.inputs[index]
             if name not in plan.constants:
-                return self.over(self.recording.values[name], move.pull.inputs[index])
-            value, spans = single(plan.constants[name]), move.pull.inputs[index]
+                return self.recorded(name, spans)
+            value = single(plan.constants[name])
             if any(span.coord is not None for span in spans):
                 # Lined up with the output's axes, so that its windows keep to theirs.
                 lead = (1,) * (len(move.pull.output) - len(spans))
                 value, spans = value.reshape(lead + value.shape), whole(lead) + spans
-            return self.over(value, spans, constant=True)
-
-        def read_result() -> Array:
-            return self.over(self.recording.values[node.outputs[move.index]], move.pull.output)
-
-        def read_switches(everywhere: bool) -> Array:
-            recorded = self.recording.switches[node.output]
-            return recorded if everywhere else self.over(recorded, move.pull.output)
+            return self.constant(value, spans)
 
         def over_output(values: Array) -> Array:
             sizes = zip(values.shape, move.pull.output, strict=True)
             spans = tuple(Span(1) if n == 1 and s.coord is None else s for n, s in sizes)
-            return self.over(values, spans, constant=True)
+            return self.constant(values, spans)
 
         return Step(
             node=node,
@@ -368,11 +347,126 @@ class _Walk:
             shapes=tuple(self.sizes(s) if s else () for s in move.pull.inputs),
             full_shapes=plan.shapes,
             read_input=read_input,
-            read_result=read_result,
-            read_switches=read_switches,
+            read_result=lambda: self.recorded(node.outputs[move.index], move.pull.output),
+            read_switches=lambda everywhere: self.switches(node, None if everywhere else move.pull.output),
             over_output=over_output,
-            over_input=lambda values: self.over(values, move.pull.inputs[0]),
+            over_input=lambda values: self.windows(values, move.pull.inputs[0]),
         )
+
+    @abstractmethod
+    def zeros(self, name: str) -> Array:
+        """A cotangent of nothing, over the frame of a tensor."""
+
+    @abstractmethod
+    def placed(self, g: Array, here: Spans, there: Spans, sizes: Shape) -> Array:
+        """`moved` where the offset is not the same for all units."""
+
+    @abstractmethod
+    def inside(self, axes: Sequence[tuple[int, Span, int]], rank: int) -> Array | None:
+        """For (axis, span, size) each: (M, 1, span …) whether a position lies in [0, size); None if all do."""
+
+    def masked(self, g: Array, inside: Array) -> Array:
+        """``g`` where ``inside``, else 0."""
+        return g * inside
+
+    @abstractmethod
+    def recorded(self, name: str, spans: Spans) -> Array:
+        """Windows of a forward value, zero where they leave it."""
+
+    @abstractmethod
+    def switches(self, pool: Node, spans: Spans | None) -> Array:
+        """Windows of the switches of a MaxPool, or all of every image."""
+
+    @abstractmethod
+    def constant(self, values: Array, spans: Spans) -> Array:
+        """Windows of a constant, whose one row serves every unit."""
+
+    @abstractmethod
+    def windows(self, values: Array, spans: Spans) -> Array:
+        """Windows of an array with a row an image."""
+
+
+class ArrayWalk(Walk):
+    """A walk in NumPy."""
+
+    def __init__(self, plan: Plan, recording: Recording, units: Units) -> None:
+        super().__init__(plan, len(units.rows))
+        self.recording = recording
+        self.units = units
+        self._inside_axis: dict[tuple[Span, int], Array | None] = {}
+
+    def zeros(self, name: str) -> Array:
+        """See `Walk`."""
+        spans = self.plan.frames.get(name, whole(self.plan.shapes[name]))
+        return np.zeros(self.sizes(spans), np.float32)
+
+    def placed(self, g: Array, here: Spans, there: Spans, sizes: Shape) -> Array:
+        """See `Walk`."""
+        origins = [
+            self.units.origins(f) - self.units.origins(t) for f, t in zip(here[1:], there[1:], strict=True)
+        ]
+        return place_each(g, np.stack(origins, axis=1), sizes)
+
+    def inside(self, axes: Sequence[tuple[int, Span, int]], rank: int) -> Array | None:
+        """See `Walk`."""
+        found: Array | None = None
+        for axis, span, size in axes:
+            if (part := self._along(span, size)) is not None:
+                lead = [1] * rank
+                lead[0], lead[axis] = part.shape
+                part = part.reshape(lead)
+                found = part if found is None else found & part
+        return found
+
+    def _along(self, span: Span, size: int) -> Array | None:
+        """(M, span) which positions lie on an axis of ``size``; None if all do."""
+        key = (span, size)
+        if key not in self._inside_axis:
+            begin = self.units.origins(span)
+            if begin.min() >= 0 and begin.max() + span.size <= size:
+                self._inside_axis[key] = None
+            else:
+                positions = begin[:, None] + np.arange(span.size)
+                self._inside_axis[key] = (positions >= 0) & (positions < size)
+        return self._inside_axis[key]
+
+    def recorded(self, name: str, spans: Spans) -> Array:
+        """See `Walk`."""
+        return self.windows(self.recording.values[name], spans)
+
+    def switches(self, pool: Node, spans: Spans | None) -> Array:
+        """See `Walk`."""
+        found = self.recording.switches[pool.output]
+        return found if spans is None else self.windows(found, spans)
+
+    def constant(self, values: Array, spans: Spans) -> Array:
+        """See `Walk`."""
+        return self._over(values, spans, constant=True)
+
+    def windows(self, values: Array, spans: Spans) -> Array:
+        """See `Walk`."""
+        return self._over(values, spans, constant=False)
+
+    def _over(self, values: Array, spans: Spans, *, constant: bool) -> Array:
+        if not self.plan.batched:
+            if len(spans) != values.ndim:  # a constant of fewer axes than the output that it goes with
+                return values
+            return place(values, [-s.b for s in spans], [s.size for s in spans])
+        axes = moving_axes(spans, values.shape, constant=constant)
+        if constant and not axes:
+            return values
+        rows = np.zeros_like(self.units.rows) if constant else self.units.rows
+        starts = [self.units.origins(spans[axis]) for axis in axes]
+        return take(values, rows, axes, starts, [spans[axis].size for axis in axes])
+
+
+def moving_axes(spans: Spans, shape: Sequence[Any], *, constant: bool) -> list[int]:
+    """The axes along which windows over ``spans`` are not simply all of a tensor of ``shape``."""
+    return [
+        axis
+        for axis, span in enumerate(spans)
+        if span.coord is not None or (not constant and axis > 0 and (span.b, span.size) != (0, shape[axis]))
+    ]
 
 
 def single(value: Array) -> Array:

@@ -1,5 +1,7 @@
 """The few array operations that rules need beyond the array API, in NumPy.
 
+Other kinds of arrays bring theirs along (`onnxviz.reverse.traced_kernels`): the kind of the first argument decides.
+
 Arrays are (N, C, spatial…). Kernels work through the rows in blocks that stay in the processor's cache.
 """
 
@@ -9,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,6 +77,7 @@ def _blocks(rows: int, cells_a_row: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
+@singledispatch
 def conv_transpose(
     g: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int
 ) -> Array:
@@ -103,6 +107,7 @@ def conv_transpose(
     return full.reshape(n, groups * cin, *full.shape[3:])
 
 
+@singledispatch
 def unfold(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
     """The windows that a kernel sees as it steps over ``x``: (N, C, cells, h…), a view where it can be one."""
     n, c = x.shape[:2]
@@ -130,6 +135,7 @@ def _columns(
         yield rows, seen.reshape(len(seen), groups, c // groups * math.prod(kernel), -1)
 
 
+@singledispatch
 def conv(x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[int], groups: int) -> Array:
     """Convolution without padding, as in ONNX Conv.
 
@@ -153,6 +159,7 @@ def conv(x: Array, weight: Array, strides: Sequence[int], dilations: Sequence[in
     return np.concatenate(parts)
 
 
+@singledispatch
 def conv_weight(
     x: Array,
     g: Array,
@@ -237,6 +244,7 @@ def taps(
     return Taps(index, weight, tuple(slopes))
 
 
+@singledispatch
 def cubic(x: Array, a: float) -> Array:
     """Keys's cubic convolution kernel at the distances ``x``."""
     x = np.abs(x)
@@ -263,6 +271,7 @@ def reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
     return found.astype(x.dtype), np.where(back, -1, 1).astype(x.dtype)
 
 
+@singledispatch
 def add_at(values: Array, index: Array, size: int) -> Array:
     """Add up ``values`` (P, C), or (P, K, C), where ``index`` (P,), or (P, K), says: (C, size)."""
     full = np.zeros((size, values.shape[-1]), values.dtype)
@@ -351,6 +360,7 @@ def _pitches(source: Sequence[int], column_major: bool) -> list[int]:
     return pitch if column_major else pitch[::-1]
 
 
+@singledispatch
 def unpool(
     g: Array, switch: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
@@ -382,6 +392,7 @@ def unpool(
     return full.reshape(n, c, *extent)
 
 
+@singledispatch
 def spread(g: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Array:
     """Add each value to every cell of its window: the adjoint of a sum over windows. Shapes as `unpool`."""
     n, c, *sizes = g.shape
@@ -391,6 +402,7 @@ def spread(g: Array, kernel: Sequence[int], strides: Sequence[int], dilations: S
     return full
 
 
+@singledispatch
 def dilate(g: Array, steps: Sequence[int]) -> Array:
     """Spread the elements of every axis ``steps`` apart, zeros between; a negative step also reverses."""
     if any(step < 0 for step in steps):
@@ -403,6 +415,7 @@ def dilate(g: Array, steps: Sequence[int]) -> Array:
     return full
 
 
+@singledispatch
 def place(g: Array, offsets: Sequence[int], sizes: Sequence[int]) -> Array:
     """``g`` inside a frame of ``sizes``, ``offsets`` from its corner: cropped and padded with zeros as needed."""
     inner, outer = [], []
@@ -471,6 +484,7 @@ def take(
     return np.moveaxis(picked, range(picked.ndim - len(axes), picked.ndim), axes)
 
 
+@singledispatch
 def put(g: Array, index: Array, axis: int, size: int) -> Array:
     """Add slice k of ``g`` along ``axis`` to slice ``index[k]`` of ``size`` that begin as zeros.
 
@@ -488,6 +502,7 @@ def put(g: Array, index: Array, axis: int, size: int) -> Array:
     return full
 
 
+@singledispatch
 def scatter(into: Array, places: Array, values: Array, reduction: str) -> Array:
     """ONNX ScatterElements-18 on flat arrays: a copy of ``into`` (P,) with ``values`` (K,) put at ``places`` (K,).
 
@@ -504,6 +519,7 @@ def scatter(into: Array, places: Array, values: Array, reduction: str) -> Array:
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
+@singledispatch
 def einsum(*operands_and_labels: Any) -> Array:
     """NumPy's, in its form without a string: operand, labels, …, labels of the result."""
     product: Array = np.einsum(*operands_and_labels, optimize=True)

@@ -12,7 +12,7 @@ Deconvnet: Zeiler & Fergus, ECCV 2014. Guided backpropagation: Springenberg et a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxviz.errors import UsageError
 from onnxviz.model.graph import Node
@@ -39,7 +39,7 @@ class Method:
     """
 
     name: str
-    overrides: tuple[Override, ...]
+    overrides: tuple[Override, ...] = field(compare=False)  # they follow from the name and the policies
     unit_seed: bool
     rectified_maps: bool
     policies: tuple[tuple[str, str], ...]

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
 
-from onnxviz.errors import UnitError
+from onnxviz.errors import UnitError, UsageError
 from onnxviz.model.inputs import ImageInput
 from onnxviz.model.layers import Layer
 from onnxviz.model.spans import Span
 from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
+from onnxviz.reverse.program import Program
 
-__all__ = ["Position", "Projections", "position_part", "project_maps", "pull_units", "seed_maps"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "ENGINES",
+    "Position",
+    "Projections",
+    "Projector",
+    "position_part",
+    "seed_maps",
+]
 
 Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 
-_RECORDING_BYTES = 192 << 20
-"""About how much the recorded values of one batch of images may take."""
+ENGINES = ("compiled", "numpy")
+"""What pulls back: graphs for onnxruntime that the rules are compiled to, or NumPy alone."""
 
-_WORKING_BYTES = 24 << 20
-"""About how much the largest array of one batch of units may take: larger ones fault in fresh pages each time."""
+DEFAULT_MEMORY = 1 << 30
+"""About how many bytes projecting may take, weights not counted."""
+
+_RECORDING_SHARE, _WORKING_SHARE = 0.2, 0.5
+"""How much of it recorded values, and the arrays on the way, may take."""
+
+_CACHED = 16 << 20
+"""Larger batches of units are no faster: their arrays fall out of the cache."""
+
+_MOST_UNITS = 256
 
 
 @dataclass(frozen=True)
@@ -40,29 +62,186 @@ class Projections:
     boxes: Array
 
 
-def images_at_once(plan: Plan, batch: int) -> int:
-    """How many images to record at once; ``batch`` is the model's own, where a plan cannot be batched."""
-    if not plan.batched:
-        return batch
-    size = sum(4 * math.prod(plan.shapes[name][1:]) for name in plan.records)
-    size += sum(16 * math.prod(plan.shapes[node.output][1:]) for node in plan.pools)
-    return max(1, min(32, _RECORDING_BYTES // max(size, 1)))
+class Projector:
+    """Pulls units of one layer, or its whole maps, back to the image, on recorded images. Made by `Network.projector`.
+
+    Args:
+        plan: from one position of the layer, or from whole maps.
+        image: the input to pull back to.
+        batch: the model's own batch, where it is fixed.
+        memory: about how many bytes recorded values and arrays on the way may take.
+        path: of the model, for messages.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        layer: Layer,
+        method: Method,
+        image: ImageInput,
+        *,
+        engine: str = "compiled",
+        memory: int = DEFAULT_MEMORY,
+        path: Path,
+    ) -> None:
+        self.plan, self.layer, self.method, self.image = plan, layer, method, image
+        self._memory, self._engine, self._path = memory, engine, path
+        self._program: Program | None = None
+        self._lock = Lock()
+        self.threads = (os.cpu_count() or 1) if engine == "compiled" else 1
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images to record at once."""
+        if not self.plan.batched:
+            return self.image.batch or 1
+        shapes = self.plan.shapes
+        size = sum(4 * math.prod(shapes[name][1:]) for name in (*self.plan.records, self.layer.tensor))
+        # The network's input, a pool's input and output, and what onnxruntime has beside them.
+        size += sum(
+            4 * math.prod(shapes[node.inputs[0]][1:]) + 16 * math.prod(shapes[node.output][1:])
+            for node in self.plan.pools
+        )
+        return max(1, min(32, int(self._memory * _RECORDING_SHARE) // max(size, 1)))
+
+    @property
+    def units_at_once(self) -> int:
+        """How many units to pull back at once, in each thread."""
+        if not self.plan.batched:
+            return 1
+        allowed = min(_CACHED, int(self._memory * _WORKING_SHARE) // self.threads)
+        return max(1, min(_MOST_UNITS, allowed // self._unit_bytes))
+
+    @property
+    def _unit_bytes(self) -> int:
+        """What the arrays of one unit take at their most."""
+        plan = self.plan
+        sizes = {name: 4 * math.prod(s.size for s in spans[1:]) for name, spans in plan.frames.items()}
+        live = {self.layer.tensor}
+        most = 1
+        for move in plan.moves:
+            output = move.node.outputs[move.index]
+            answers = [4 * math.prod(s.size for s in move.pull.inputs[i][1:]) for i in move.wanted]
+            most = max(most, sum(sizes[name] for name in live) + 2 * sum(answers))
+            if self._engine == "numpy" and move.node.op == "Conv":
+                weight = plan.constants[move.node.inputs[1]]
+                columns = math.prod(weight.shape[1:]) * math.prod(s.size for s in move.pull.output[2:])
+                most = max(most, 4 * columns * int(move.node.attrs["group"]))  # type: ignore[arg-type]
+            live.discard(output)
+            live.update(move.node.inputs[i] for i in move.wanted)
+        return most
+
+    def units(self, recording: Recording, units: Array) -> Projections:
+        """Pull units of recorded images back, each inside its own window.
+
+        Args:
+            recording: of the images that the units are in, with the layer's own tensor.
+            units: (M, 4) integers: row of the recording, channel, y, x (`Layer`).
+        """
+        boxes = np.array([self.layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
+        pixels = np.zeros((len(units), self.image.channels, *self.layer.receptive_field), np.float32)
+        for part, found in self.units_in_parts(recording, units):
+            pixels[part] = found
+        return Projections(pixels, boxes)
+
+    def units_in_parts(self, recording: Recording, units: Array) -> Iterator[tuple[slice, Array]]:
+        """The pixels of `units`, (m, C, h, w) for one part of the units after the other, as they get ready."""
+        maps = np.transpose(recording.values[self.layer.tensor], self.layer.order)
+        depth = len(self.layer.size)
+
+        def pull(part: slice) -> Array:
+            return self._pull(recording, maps, units[part], depth)
+
+        return self._spread(len(units), pull)
+
+    def maps(self, seeds: Array, recording: Recording, rows: Array | None = None) -> Array:
+        """Pull seeds (M, C, …) over whole maps back to the input, in its own layout.
+
+        ``rows`` (M,) says which recorded image each seed is for; by default they go one to one.
+        """
+        rows = np.arange(len(seeds)) if rows is None else rows
+        g = np.transpose(seeds, np.argsort(self.layer.order))
+
+        def pull(part: slice) -> Array:
+            at = Units.all_of(1)
+            if self.plan.batched:
+                at = Units(rows[part], np.zeros((len(rows[part]), 0), np.int64))
+            return self._run(g[part], recording, at)
+
+        return np.concatenate([found for _, found in self._spread(len(seeds), pull)])
+
+    def _spread(self, count: int, pull: Callable[[slice], Array]) -> Iterator[tuple[slice, Array]]:
+        """The results of parts of ``count`` units, computed by several threads, in order."""
+        share = -(-count // self.threads)
+        step = max(1, min(self.units_at_once, share))
+        parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        if self.threads == 1 or len(parts) == 1:
+            for part in parts:
+                yield part, pull(part)
+            return
+        with ThreadPoolExecutor(self.threads, "onnxviz-project") as pool:
+            waiting: deque[tuple[slice, Future[Array]]] = deque()
+            following = iter(parts)
+            try:
+                for part in following:
+                    waiting.append((part, pool.submit(pull, part)))
+                    if len(waiting) > self.threads:
+                        done, future = waiting.popleft()
+                        yield done, future.result()
+                while waiting:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _run(self, seed: Array, recording: Recording, units: Units) -> Array:
+        seeds, source = {self.layer.tensor: seed}, self.image.name
+        if self._engine == "numpy":
+            return run(self.plan, seeds, recording, units, [source])[source]
+        with self._lock:
+            if self._program is None:
+                self._program = Program(self.plan, self._path, [source], [self.layer.tensor], recording)
+        return self._program.run(seeds, recording, units)[source]
+
+    def _pull(self, recording: Recording, maps: Array, units: Array, depth: int) -> Array:
+        """The pixels of a few units, (m, C, h, w)."""
+        places = units[:, 4 - depth :]
+        if self.method.unit_seed:
+            seeds = np.ones(len(units), np.float32)
+        else:
+            seeds = maps[(units[:, 0], units[:, 1], *places.T)].astype(np.float32)
+        rows = np.arange(len(units))
+        if self.plan.batched:
+            g = np.zeros((len(units), maps.shape[1], *[1] * depth), np.float32)
+            g[rows, units[:, 1]] = seeds.reshape(-1, *[1] * depth)
+            at = Units(units[:, 0], places)
+        else:
+            g = np.zeros((1, *maps.shape[1:]), np.float32)
+            g[(0, units[0, 1], *places[0])] = seeds[0]
+            at = Units.all_of(1)
+        answer = self._run(np.transpose(g, np.argsort(self.layer.order)), recording, at)
+        answer = self.image.to_nchw(answer)
+        frame = self.plan.frames[self.image.name]
+        spans = [Span(1) if axis is None else frame[axis] for axis in self.image.axes]
+        origin = np.stack([at.origins(span) for span in spans], axis=1)
+        corners = np.array([self.layer.box(y, x)[:2] for _, _, y, x in units.tolist()], np.int64)
+        offsets = origin - corners
+        sizes = (len(units), self.image.channels, *self.layer.receptive_field)
+        if answer.shape == sizes and not offsets.any():
+            return answer
+        return place_each(answer, np.pad(offsets, ((0, 0), (1, 0))), sizes)
 
 
-def units_at_once(plan: Plan) -> int:
-    """How many units to pull back at once, so that the largest step stays within bounds."""
-    if not plan.batched:
-        return 1
-    largest = 1
-    for move in plan.moves:
-        cells = max(math.prod(span.size for span in move.pull.inputs[i][1:]) for i in move.wanted)
-        if move.node.op == "Conv":
-            weight = plan.constants[move.node.inputs[1]]
-            groups = move.node.attrs["group"]
-            assert isinstance(groups, int)
-            cells += groups * math.prod(weight.shape[1:]) * math.prod(s.size for s in move.pull.output[2:])
-        largest = max(largest, cells)
-    return max(1, min(256, _WORKING_BYTES // (4 * largest)))
+def check_engine(engine: str) -> str:
+    """The name of an engine.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"Engine {engine!r} is not known. Choose one of {', '.join(ENGINES)}.")
+    return engine
 
 
 def seed_maps(maps: Array, layer: Layer, channel: int | None, position: Position, method: Method) -> Array:
@@ -124,72 +303,3 @@ def _inside(layer: Layer, at: tuple[int, int], size: tuple[int, int]) -> tuple[i
         what = f"is {size[0]}×{size[1]} units" if layer.size else "is a vector, with the one position (0, 0)"
         raise UnitError(f"Layer {layer} {what}; there is no unit {at}.")
     return layer.index(*at)
-
-
-def project_maps(
-    plan: Plan, layer: Layer, seeds: Array, recording: Recording, source: str, *, rows: Array | None = None
-) -> Array:
-    """Pull seeds (M, C, …) over whole maps back to the input, in its own layout.
-
-    ``rows`` (M,) says which recorded image each seed is for; by default they go one to one.
-    """
-    rows = np.arange(len(seeds)) if rows is None else rows
-    g = np.transpose(seeds, np.argsort(layer.order))
-    step = units_at_once(plan)
-    parts = []
-    for start in range(0, len(seeds), step):
-        piece = rows[start : start + step]
-        if plan.batched:
-            units, values = Units(piece, np.zeros((len(piece), 0), np.int64)), recording
-        else:
-            units, values = Units.all_of(1), recording
-        parts.append(run(plan, {layer.tensor: g[start : start + step]}, values, units, [source])[source])
-    return np.concatenate(parts)
-
-
-def pull_units(
-    plan: Plan,
-    layer: Layer,
-    recording: Recording,
-    units: Array,
-    method: Method,
-    image: ImageInput,
-) -> Projections:
-    """Pull units of recorded images back, each inside its own window.
-
-    Args:
-        plan: from one position of the layer (`Network.plan_units`).
-        recording: of the images that the units are in, with the layer's own tensor.
-        units: (M, 4) integers: row of the recording, channel, y, x (`Layer`).
-        image: the input to pull back to.
-    """
-    maps = np.transpose(recording.values[layer.tensor], layer.order)
-    depth = len(layer.size)
-    places = units[:, 4 - depth :]
-    index = (units[:, 0], units[:, 1], *places.T)
-    seeds = np.ones(len(units), np.float32) if method.unit_seed else maps[index].astype(np.float32)
-    boxes = np.array([layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
-    back = np.argsort(layer.order)
-    frame = plan.frames[image.name]
-    spans = [Span(1) if axis is None else frame[axis] for axis in image.axes]
-    pixels = np.zeros((len(units), image.channels, *layer.receptive_field), np.float32)
-    step = units_at_once(plan)
-    for start in range(0, len(units), step):
-        part = units[start : start + step]
-        rows = np.arange(len(part))
-        if plan.batched:
-            single = (1,) * depth
-            g = np.zeros((len(part), layer.channels, *single), np.float32)
-            g[rows, part[:, 1]] = seeds[start : start + step].reshape(-1, *single)
-            at = Units(part[:, 0], part[:, 4 - depth :])
-            values = recording
-        else:
-            g = np.zeros((1, *maps.shape[1:]), np.float32)
-            g[(0, part[0, 1], *part[0, 4 - depth :])] = seeds[start]
-            at, values = Units.all_of(1), recording
-        answer = run(plan, {layer.tensor: np.transpose(g, back)}, values, at, [image.name])[image.name]
-        answer = image.to_nchw(answer)
-        origin = np.stack([at.origins(span) for span in spans], axis=1)
-        offsets = np.pad(origin - boxes[start : start + step, :2], ((0, 0), (1, 0)))
-        pixels[start : start + step] = place_each(answer, offsets, (len(part), *pixels.shape[1:]))
-    return Projections(pixels, boxes)

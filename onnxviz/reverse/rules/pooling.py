@@ -14,7 +14,7 @@ from onnxviz.reverse.kernels import Array, spread, unpool
 from onnxviz.reverse.rules.registry import Cotangents, Step, first_input, register, rule
 
 
-@register("MaxPool", switches=True)
+@register("MaxPool", switches=True, stays_inside=True)
 def max_pool(step: Step, g: Array) -> Cotangents:
     """Back to the recorded switch; overlapping windows sum (the adjoint). ONNX MaxPool-12."""
     return (
@@ -22,7 +22,7 @@ def max_pool(step: Step, g: Array) -> Cotangents:
     )
 
 
-@rule("max_pool_mean", switches=True)
+@rule("max_pool_mean", switches=True, stays_inside=True)
 def max_pool_mean(step: Step, g: Array) -> Cotangents:
     """Back to the switch; where several windows chose the same place, their mean."""
     kernel, strides, dilations = (step.ints(n) for n in ("kernel_shape", "strides", "dilations"))

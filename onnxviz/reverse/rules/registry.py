@@ -148,6 +148,8 @@ class Rule:
     ``pull_back(step, g)`` gives a cotangent for every wanted input (None for the others), over the spans of
     `onnxviz.model.pulls.pull`. It is linear in ``g`` under the gradient method, and pure.
 
+    ``stays_inside``: where the cotangent of the output is zero outside the tensor, the answers are too.
+
     ``slots``: the inputs that can carry a cotangent (None: all), and ``outputs`` the outputs that can. ``record`` names
     the forward values that it reads; ``switches`` asks for a MaxPool's indices. ``approximation`` says in words where
     it is not the derivative.
@@ -162,6 +164,7 @@ class Rule:
     switches: bool = False
     restriction: Restriction | None = None
     approximation: str = ""
+    stays_inside: bool = False
 
     @property
     def summary(self) -> str:
@@ -198,12 +201,22 @@ def rule(
     switches: bool = False,
     restriction: Restriction | None = None,
     approximation: str = "",
+    stays_inside: bool = False,
 ) -> Callable[[PullBack], Rule]:
     """Make a `Rule` of a function, not registered: for the tables of `onnxviz.reverse.methods`."""
 
     def make(pull_back: PullBack) -> Rule:
         return Rule(
-            name, name, pull_back, slots, outputs, record, switches, restriction, approximation=approximation
+            name,
+            name,
+            pull_back,
+            slots,
+            outputs,
+            record,
+            switches,
+            restriction,
+            approximation=approximation,
+            stays_inside=stays_inside,
         )
 
     return make
@@ -217,6 +230,7 @@ def register(
     switches: bool = False,
     restriction: Restriction | None = None,
     approximation: str = "",
+    stays_inside: bool = False,
 ) -> Callable[[PullBack], Rule]:
     """Register a function as the exact rule of ``ops``.
 
@@ -233,6 +247,7 @@ def register(
             switches=switches,
             restriction=restriction,
             approximation=approximation,
+            stays_inside=stays_inside,
         )
         made = make(pull_back)
         for op in ops:
