@@ -40,9 +40,9 @@ __all__ = ["Atlas", "LayerAtlas", "slugs"]
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-_PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png)")
+_PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
 
 
@@ -120,10 +120,11 @@ class Atlas:
         """Every picture file of the report, relative to its folder."""
         paths = [thumbnail for _, _, thumbnail in self.images.values()]
         for one in self.layers:
+            style = plate_style(one.layer, self.provenance.input_size)
             if one.overall_hits:
-                paths += picture_paths(one.slug, None)
+                paths += picture_paths(one.slug, None, style)
             for channel in one.alive:
-                paths += picture_paths(one.slug, channel)
+                paths += picture_paths(one.slug, channel, style)
             if one.montage:
                 paths.append(one.montage)
         return paths
@@ -284,22 +285,22 @@ class Atlas:
             return {"card": None, "strips": None}
         style = plate_style(one.layer, self.provenance.input_size)
         columns = math.ceil(math.sqrt(hits))
-        card, strips = picture_paths(one.slug, channel)
+        card, strips = picture_paths(one.slug, channel, style)
         return {
             "card": Sprite(card, math.ceil(hits / columns), 2 * columns, style.card_tile, style.pixelated),
-            "strips": Sprite(strips, 5, hits, style.strip_tile, style.pixelated),
+            "strips": Sprite(strips, 2, hits, style.strip_tile, style.pixelated),
         }
 
 
 def plate_style(layer: Layer, frame: tuple[int, int]) -> PlateStyle:
     """How a layer's pictures are drawn, on images of ``frame`` (height, width)."""
-    return PlateStyle(layer.receptive_field, frame, layer.stride, layer.offset)
+    return PlateStyle(layer.receptive_field, frame, layer.stride, layer.offset, layer.grid)
 
 
-def picture_paths(slug: str, channel: int | None) -> tuple[str, str]:
+def picture_paths(slug: str, channel: int | None, style: PlateStyle) -> tuple[str, str]:
     """Paths of a channel's card and strips, relative to the report; None is the row of all channels."""
-    number = "all" if channel is None else f"{channel:05d}"
-    return f"{PICTURES}/{slug}/{number}.webp", f"{PICTURES}/{slug}/{number}-strips.webp"
+    stem = f"{PICTURES}/{slug}/{'all' if channel is None else f'{channel:05d}'}"
+    return stem + style.card_ending, f"{stem}-strips{style.strips_ending}"
 
 
 def slugs(layers: Sequence[Layer]) -> list[str]:

@@ -96,7 +96,7 @@ def _check_sprites(folder: Path, row: dict, hits: int) -> None:
     columns = int(np.ceil(np.sqrt(hits)))
     assert row["card"]["columns"] == 2 * columns
     assert row["card"]["rows"] == int(np.ceil(hits / columns))
-    assert (row["strips"]["rows"], row["strips"]["columns"]) == (5, hits)
+    assert (row["strips"]["rows"], row["strips"]["columns"]) == (2, hits)
     for sprite in (row["card"], row["strips"]):
         height, width = sprite["tile"]
         with Image.open(folder / sprite["path"]) as image:
@@ -528,7 +528,7 @@ def test_dead_channels_are_said_to_be_dead(tmp_path):
         assert one.alive == (0, 1, 3, 5)
         pictures = {p.name for p in (out / "pictures" / one.slug).iterdir()}
         assert "00000.webp" in pictures
-        assert not {"00002.webp", "00004-strips.webp"} & pictures
+        assert not {"00002.webp", "00004-strips.png"} & pictures
         for page in ("index.html", "c0002.html"):
             assert "dead" in (out / "layers" / one.slug / page).read_text(encoding="utf-8")
 

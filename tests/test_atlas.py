@@ -108,7 +108,7 @@ def test_the_files(made):
     assert {p.name for p in saved.iterdir() if p.is_file()} >= {"atlas.json", "arrays.npz"}
     assert not list(saved.rglob(".*"))  # nothing half-written
     facts = json.loads((saved / "atlas.json").read_text(encoding="utf-8"))
-    assert facts["format"] == 1
+    assert facts["format"] == 2
     with np.load(saved / "arrays.npz", allow_pickle=False) as arrays:
         assert "0/topk/score" in arrays
 
@@ -144,7 +144,7 @@ DAMAGE = {
         lambda f: (f / "arrays.npz").write_bytes((f / "arrays.npz").read_bytes()[:300]),
         "damaged",
     ),
-    "newer": (lambda f: _edit(f, lambda facts: facts.update(format=99)), "format 99.*format 1"),
+    "newer": (lambda f: _edit(f, lambda facts: facts.update(format=99)), "format 99.*format 2"),
     "no-format": (lambda f: _edit(f, lambda facts: facts.pop("format")), "damaged"),
     "key-missing": (lambda f: _edit(f, lambda facts: facts["layers"][0].pop("slug")), "damaged"),
     "key-unknown": (lambda f: _edit(f, lambda facts: facts["model"].update(colour="red")), "damaged"),
@@ -178,7 +178,7 @@ def test_pictures_that_are_lost_are_named(made, tmp_path):
     """A copy of half a folder: say so, instead of a report with holes."""
     folder = tmp_path / "run"
     shutil.copytree(made[1], folder)
-    lost = next((folder / "pictures" / made[0]["relu1"].slug).glob("*.webp"))
+    lost = next((folder / "pictures" / made[0]["relu1"].slug).glob("*-strips.png"))
     lost.unlink()
     with pytest.raises(AtlasError, match=lost.name):
         onnxviz.Atlas.load(folder).report(tmp_path / "out")

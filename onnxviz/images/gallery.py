@@ -19,6 +19,7 @@ Array: TypeAlias = NDArray[Any]
 
 _CACHE_BYTES = 256 << 20
 _THUMBNAIL = 160
+_QUALITY = 70
 _PIXEL_ART = 48
 """Pictures up to this size are stored without loss."""
 
@@ -75,8 +76,9 @@ class Gallery:
         """The path, relative to the report, of an image's thumbnail; written when first asked for."""
         if index not in self._thumbnails:
             picture = render.fit(self.picture(index), _THUMBNAIL)
-            file = f"{index:07d}.webp"
+            small = max(picture.shape[:2]) <= _PIXEL_ART
+            file = f"{index:07d}{'.webp' if small else '.jpg'}"
             self._folder.mkdir(parents=True, exist_ok=True)
-            render.save(picture, self._folder / file, lossless=max(picture.shape[:2]) <= _PIXEL_ART)
+            render.save(picture, self._folder / file, lossless=True, quality=_QUALITY)
             self._thumbnails[index] = f"{self._relative}/{file}"
         return self._thumbnails[index]

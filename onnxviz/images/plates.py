@@ -1,7 +1,8 @@
 """Plates: the pictures of one channel's hits, laid out in two files, a card and strips.
 
 A card is the paper's Fig. 2: a grid of projections beside the same grid of patches. The strips show each hit's
-activation map and projection once more, inside the receptive field and on the whole frame.
+activation map, over the receptive field and over the whole frame. Each projection is drawn once: the report shows
+the card's own tile again where it lies on the frame.
 """
 
 from __future__ import annotations
@@ -23,36 +24,48 @@ __all__ = ["HitTiles", "Plate", "PlateStyle"]
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
 
-_MAT = (29, 30, 33)
 _CARD_TILE = 72
 _STRIP_TILE = 80
+_LOSSLESS_TILE = 24
 _PIXELATED = 36
 """Receptive fields up to this many pixels are stored and shown pixel by pixel."""
 
 
 @dataclass(frozen=True)
 class HitTiles:
-    """One hit's pictures: two for the card, five for the strips, each (h, w, 3) uint8."""
+    """One hit's pictures, uint8: two for the card, (h, w, 3), and two maps, (side, side) colours of `PALETTE`."""
 
     projection: Picture
     patch: Picture
-    strips: tuple[Picture, ...]
+    maps: tuple[Picture, Picture]
 
 
 @dataclass(frozen=True)
 class PlateStyle:
-    """Sizes of a layer's tiles.
+    """Sizes of a layer's tiles, and the files that hold them.
 
     Args:
         field: the receptive field (height, width) in input pixels.
         frame: the image, likewise.
         stride, offset: where the unit at p sees from: stride·p + offset; stride None: all of the image.
+        grid: rows and columns of units.
     """
 
     field: tuple[int, int]
     frame: tuple[int, int]
     stride: tuple[int, int] | None
     offset: tuple[int, int]
+    grid: tuple[int, int]
+
+    @property
+    def card_ending(self) -> str:
+        """Of a card's file: without loss where its tiles are so small that every pixel shows."""
+        return ".webp" if max(self.card_tile) <= _LOSSLESS_TILE else ".jpg"
+
+    @property
+    def strips_ending(self) -> str:
+        """Of the strips' file: without loss, sharp and small where every unit is a flat cell."""
+        return ".png" if max(self.grid) <= self.strip_tile[0] else ".jpg"
 
     @property
     def pixelated(self) -> bool:
@@ -66,7 +79,7 @@ class PlateStyle:
 
     @property
     def strip_tile(self) -> tuple[int, int]:
-        """(height, width) of a strip's tile: a square, in which fields and frames of any shape are mounted."""
+        """(height, width) of a strip's tile: a square, in which maps of any shape are mounted."""
         larger = max(self.frame)
         size = min(larger * max(1, _STRIP_TILE // larger), _STRIP_TILE)
         return size, size
@@ -82,58 +95,34 @@ class PlateStyle:
             activation: (h, w) float, the channel's map, or (1, 1) for a vector.
             box: the unit's receptive field: top, left, bottom, right, not clipped.
         """
-        patch = render.crop(image, box)
-        side = self.strip_tile[0]
-        field, frame = inscribed(self.field, side), inscribed(self.frame, side)
-        strips = (
-            self._map(activation, box, field),
-            _scaled(patch, field),
-            _drawn(projection, field),
-            self._map(activation, (0, 0, *self.frame), frame),
-            self._on_frame(projection, box, frame),
-        )
+        cells = render.heatmap(activation)
         return HitTiles(
             projection=_drawn(projection, self.card_tile),
-            patch=_scaled(patch, self.card_tile),
-            strips=tuple(_mounted(strip, side) for strip in strips),
+            patch=_scaled(render.crop(image, box), self.card_tile),
+            maps=(self._map(cells, box, self.field), self._map(cells, (0, 0, *self.frame), self.frame)),
         )
 
-    def _map(self, activation: Array, box: tuple[int, int, int, int], size: tuple[int, int]) -> Picture:
-        """The part of an activation map that lies over ``box``, drawn at ``size``; grey outside the image."""
+    def _map(self, cells: Picture, box: tuple[int, int, int, int], shape: tuple[int, int]) -> Picture:
+        """The part of a map that lies over ``box``, of that shape, mounted in a strip's tile."""
+        side = self.strip_tile[0]
+        size = inscribed(shape, side)
         top, left, bottom, right = box
         scale = (size[0] / (bottom - top), size[1] / (right - left))
-        stride = None
         if self.stride is not None:
-            stride = (self.stride[0] * scale[0], self.stride[1] * scale[1])
-            offset = ((self.offset[0] - top) * scale[0], (self.offset[1] - left) * scale[1])
-            field = (self.field[0] * scale[0], self.field[1] * scale[1])
-            cells = render.resize_map(activation, size, stride, offset, field)
+            drawn = render.resize_map(
+                cells,
+                size,
+                (self.stride[0] * scale[0], self.stride[1] * scale[1]),
+                ((self.offset[0] - top) * scale[0], (self.offset[1] - left) * scale[1]),
+                (self.field[0] * scale[0], self.field[1] * scale[1]),
+            )
         else:
-            cells = render.resize_map(activation, size, None)
-        drawn = render.heatmap_rgb(cells, largest=float(activation.max(initial=0)))
-        for axis, (low, scale_, limit) in enumerate(zip((top, left), scale, self.frame, strict=True)):
-            at = low + (np.arange(size[axis]) + 0.5) / scale_
-            outside = (at < 0) | (at >= limit)
-            if outside.any():
-                drawn[(slice(None),) * axis + (outside,)] = render.GREY
-        return drawn
-
-    def _on_frame(self, projection: Array, box: tuple[int, int, int, int], size: tuple[int, int]) -> Picture:
-        """A projection where it lies on the whole frame, the rest mid-grey."""
-        top, left, bottom, right = box
-        height, width = self.frame
-        clipped = render.crop(
-            projection, (max(-top, 0), max(-left, 0), min(bottom, height) - top, min(right, width) - left)
-        )
-        full = np.full((*size, 3), render.GREY, np.uint8)
-        if not clipped.size:
-            return full
-        scale = (size[0] / height, size[1] / width)
-        y0, x0 = int(max(top, 0) * scale[0]), int(max(left, 0) * scale[1])
-        y1 = max(y0 + 1, min(size[0], round(min(bottom, height) * scale[0])))
-        x1 = max(x0 + 1, min(size[1], round(min(right, width) * scale[1])))
-        full[y0:y1, x0:x1] = _drawn(clipped, (y1 - y0, x1 - x0))
-        return full
+            drawn = render.resize_map(cells, size, None)
+        if top < 0 or left < 0 or bottom > self.frame[0] or right > self.frame[1]:
+            for axis, (low, scale_, limit) in enumerate(zip((top, left), scale, self.frame, strict=True)):
+                at = low + (np.arange(size[axis]) + 0.5) / scale_
+                drawn[(slice(None),) * axis + ((at < 0) | (at >= limit),)] = render.OUTSIDE
+        return _mounted(drawn, side)
 
 
 def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
@@ -141,14 +130,14 @@ def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
     return inscribed(size, min(max(size), most))
 
 
-def _mounted(picture: Picture, side: int) -> Picture:
-    """A picture in the middle of a square of the report's dark mat."""
-    height, width = picture.shape[:2]
+def _mounted(cells: Picture, side: int) -> Picture:
+    """Colours (h, w) in the middle of a square of the report's dark mat."""
+    height, width = cells.shape
     if height == width == side:
-        return picture
-    tile = np.full((side, side, 3), _MAT, np.uint8)
+        return cells
+    tile = np.full((side, side), render.MAT, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    tile[top : top + height, left : left + width] = picture
+    tile[top : top + height, left : left + width] = cells
     return tile
 
 
@@ -181,7 +170,10 @@ def _drawn(projection: Array, size: tuple[int, int]) -> Picture:
 
 @dataclass(frozen=True)
 class Plate:
-    """The finished pictures of one channel: (H, W, 3) uint8, and how they are divided."""
+    """The finished pictures of one channel, and how they are divided.
+
+    ``card`` is (H, W, 3) uint8, ``strips`` (H, W) uint8, colours of `PALETTE`.
+    """
 
     card: Picture
     strips: Picture
@@ -197,10 +189,10 @@ class Plate:
             render.grid(tiles, columns, rows=rows)
             for tiles in ([hit.projection for hit in hits], [hit.patch for hit in hits])
         ]
-        strips = [hit.strips[row] for row in range(5) for hit in hits]
+        strips = [np.concatenate(tiles, axis=1) for tiles in zip(*(hit.maps for hit in hits), strict=True)]
         return cls(
             np.concatenate(halves, axis=1),
-            render.grid(strips, len(hits)),
+            np.concatenate(strips),
             (rows, 2 * columns),
-            (5, len(hits)),
+            (len(strips), len(hits)),
         )

@@ -107,29 +107,31 @@ class Preprocess:
     def picture(self, x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """The picture (H, W, 3 or 1) RGB uint8 that the network's values (C, H, W) stand for."""
         mean, std = self._statistics()
-        values = (x.astype(np.float32) * std + mean) / np.float32(self.scale)
+        values = x * (std / np.float32(self.scale))
+        values += mean / np.float32(self.scale)
         low, high = min(float(values.min()), 0.0), max(float(values.max()), 255.0)
         if low < -_OUTSIDE or high > 255 + _OUTSIDE:  # no picture: the network's own values, a signal perhaps
             values = (values - low) * (255 / (high - low))
-        pixels = np.rint(np.clip(values, 0, 255)).transpose(1, 2, 0)
+        np.clip(values, 0, 255, out=values)
         if self.order == "any":
-            pixels = np.rint(pixels.mean(axis=2, keepdims=True))
+            values = np.rint(values, out=values).mean(axis=0, keepdims=True)
+        planes = np.rint(values, out=values).astype(np.uint8)
         if self.order == "bgr":
-            pixels[..., :3] = pixels[..., 2::-1].copy()
-        image = np.ascontiguousarray(pixels, dtype=np.uint8)
+            planes = planes[[2, 1, 0, 3][: self.channels]]
+        image = np.ascontiguousarray(planes.transpose(1, 2, 0))
         return _on_white(image) if self.channels == 4 else image
 
     def display(self, p: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """A signed projection (C, H, W) as (H, W, 3) in RGB order, or (H, W, 1); values stay as they are.
+        """A signed projection (C, H, W) as (H, W, 3) in RGB order, or (H, W, 1), a view where it can be one.
 
-        Alpha is left out; channels that are no colours are averaged.
+        Values stay as they are. Alpha is left out; channels that are no colours are averaged.
         """
-        values = p.astype(np.float32).transpose(1, 2, 0)
+        values = p.astype(np.float32, copy=False)
         if self.order == "any":
-            values = values.mean(axis=2, keepdims=True)
+            values = values.mean(axis=0, keepdims=True)
         elif self.order in ("rgb", "bgr"):
-            values = values[..., :3] if self.order == "rgb" else values[..., 2::-1]
-        return np.ascontiguousarray(values)
+            values = values[:3] if self.order == "rgb" else values[2::-1]
+        return values.transpose(1, 2, 0)
 
     def describe(self) -> str:
         """One line for people: ``227×227, centre crop, BGR, 0–255 minus (103.9, 116.8, 123.7)``."""

@@ -55,7 +55,7 @@ class ChannelData:
 
     ``card`` is one picture: a square-ish grid of projections beside the same grid of patches, both in rank
     order, row by row (for nine hits: 3×3 | 3×3, 3 rows and 6 columns; with fewer hits the last tiles are
-    blank). ``strips`` has one column a hit and five rows, in the order of ``STRIP_ROWS``. Both are None for a
+    blank). ``strips`` has one column a hit and two rows, in the order of ``STRIP_ROWS``. Both are None for a
     dead channel.
     """
 
@@ -71,9 +71,9 @@ class ChannelData:
     strips: Sprite | None
 
 
-STRIP_ROWS = ("map_field", "patch", "projection", "map_whole", "projection_whole")
-"""Rows of a channel's ``strips``: activation map, image and projection inside the receptive field, then
-activation map and projection on the whole frame. (The whole image is `HitData.thumbnail`.)"""
+STRIP_ROWS = ("map_field", "map_whole")
+"""Rows of a channel's ``strips``: the activation map inside the receptive field, and on the whole frame. The other
+pictures of a hit are tiles of the ``card``, and `HitData.thumbnail`."""
 
 
 @dataclass(frozen=True)

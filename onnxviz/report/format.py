@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from onnxviz.images.fitting import SLENDEREST
 
-__all__ = ["Place", "date", "integer", "number", "percent", "place", "size", "url"]
+__all__ = ["Place", "date", "integer", "number", "part", "percent", "place", "size", "url"]
 
 
 class Place(NamedTuple):
@@ -107,4 +107,13 @@ def place(box: tuple[int, int, int, int], frame: tuple[int, int], tile: tuple[in
         100 * left / tile[1],
         100 * (right - left) / tile[1],
         100 * (bottom - top) / tile[0],
+    )
+
+
+def part(box: tuple[int, int, int, int], frame: tuple[int, int]) -> Place:
+    """Place a receptive field on a picture of the whole frame, beyond its edges too; arguments as of `place`."""
+    top, left, bottom, right = box
+    height, width = frame
+    return Place(
+        100 * top / height, 100 * left / width, 100 * (right - left) / width, 100 * (bottom - top) / height
     )

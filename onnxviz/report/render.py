@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxviz.report import format as shown
-from onnxviz.report.data import STRIP_ROWS, ChannelData, LayerData, ReportData
+from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
 from onnxviz.report.folder import Folder
 
@@ -137,8 +137,8 @@ def _environment(data: ReportData, static: dict[str, str]) -> Environment:
         static=static,
         url=shown.url,
         place=shown.place,
+        part=shown.part,
         page_of=page_of,
-        strip_rows=STRIP_ROWS,
     )
     return environment
 

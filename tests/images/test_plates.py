@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from onnxviz.images.plates import HitTiles, Plate, PlateStyle
-from onnxviz.images.render import GREY
+from onnxviz.images.render import GREY, MAT, OUTSIDE, PALETTE
 
 
-def _style(field=(11, 11), frame=(64, 64), stride=(4, 4), offset=(0, 0)) -> PlateStyle:
-    return PlateStyle(field, frame, stride, offset)
+def _style(field=(11, 11), frame=(64, 64), stride=(4, 4), offset=(0, 0), grid=(14, 14)) -> PlateStyle:
+    return PlateStyle(field, frame, stride, offset, grid)
 
 
 def _tile(size: tuple[int, int], value: int) -> np.ndarray:
@@ -18,8 +18,8 @@ def _tile(size: tuple[int, int], value: int) -> np.ndarray:
 
 
 def _hit(value: int, card=(5, 7), strip=(8, 8)) -> HitTiles:
-    strips = tuple(_tile(strip, 10 * row + value) for row in range(5))
-    return HitTiles(_tile(card, value), _tile(card, 100 + value), strips)
+    maps = tuple(np.full(strip, 10 * row + value, np.uint8) for row in range(2))
+    return HitTiles(_tile(card, value), _tile(card, 100 + value), maps)
 
 
 # Laying out
@@ -34,15 +34,15 @@ def test_a_card_is_two_grids_side_by_side(hits, grid):
     rows, columns = grid
     assert plate.card_grid == grid
     assert plate.card.shape == (5 * rows, 7 * columns, 3)
-    assert plate.strip_grid == (5, hits)
-    assert plate.strips.shape == (8 * 5, 8 * hits, 3)
+    assert plate.strip_grid == (2, hits)
+    assert plate.strips.shape == (8 * 2, 8 * hits)
     half = columns // 2
     for rank in range(rows * half):
         y, x = rank // half * 5, rank % half * 7
         projection, patch = (plate.card[y : y + 5, x + d : x + d + 7] for d in (0, 7 * half))
         assert (projection == (rank if rank < hits else GREY)).all()
         assert (patch == (100 + rank if rank < hits else GREY)).all()
-    for row in range(5):
+    for row in range(2):
         for rank in range(hits):
             assert (plate.strips[8 * row : 8 * row + 8, 8 * rank : 8 * rank + 8] == 10 * row + rank).all()
 
@@ -92,11 +92,11 @@ CASES = {
 
 def _drawn(case):
     field, frame, stride, offset, unit = CASES[case]
-    style = PlateStyle(field, frame, stride, offset)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (*frame, 3), np.uint8)
     size = tuple(max(1, (f - k) // s + 1) for f, k, s in zip(frame, field, stride or (1, 1), strict=True))
     maps = rng.normal(size=size if stride else (1, 1)).astype(np.float32)
+    style = PlateStyle(field, frame, stride, offset, maps.shape)
     top = (stride or (0, 0))[0] * unit[0] + offset[0]
     left = (stride or (0, 0))[1] * unit[1] + offset[1]
     box = (top, left, top + field[0], left + field[1])
@@ -108,9 +108,8 @@ def _drawn(case):
 def test_every_tile_has_its_size(case):
     style, tiles, *_ = _drawn(case)
     assert tiles.projection.shape == tiles.patch.shape == (*style.card_tile, 3)
-    assert len(tiles.strips) == 5
-    assert {strip.shape for strip in tiles.strips} == {(*style.strip_tile, 3)}
-    assert all(tile.dtype == np.uint8 for tile in (tiles.projection, tiles.patch, *tiles.strips))
+    assert [tile.shape for tile in tiles.maps] == [style.strip_tile] * 2
+    assert all(tile.dtype == np.uint8 for tile in (tiles.projection, tiles.patch, *tiles.maps))
     plate = Plate.of([tiles] * 3)
     assert plate.card.shape[0] == plate.card_grid[0] * style.card_tile[0]
 
@@ -140,14 +139,16 @@ def test_a_projection_is_grey_at_zero_and_keeps_its_signs():
     assert (tile == GREY).all()
 
 
-def test_the_projection_lies_on_the_frame_where_its_unit_looks():
-    style = _style(field=(16, 16), frame=(80, 80), stride=(8, 8))
-    projection = np.ones((16, 16, 1), np.float32)
-    image = np.zeros((80, 80, 3), np.uint8)
-    whole = style.tiles(image, projection, np.ones((9, 9), np.float32), (24, 48, 40, 64)).strips[4]
-    expected = np.full((80, 80), GREY)
-    expected[24:40, 48:64] = 255
-    assert (whole[..., 0] == expected).all()
+def test_a_projection_that_shrinks_is_averaged_first_then_scaled():
+    """Checkers of ±1 average out, and what is left has the full contrast."""
+    style = _style(field=(144, 144), frame=(200, 200))
+    projection = np.indices((144, 144)).sum(axis=0)[..., None] % 2 * 2.0 - 1
+    projection[40:42, 60:62] = 0.25
+    image = np.zeros((200, 200, 3), np.uint8)
+    tile = style.tiles(image, projection, np.ones((14, 14), np.float32), (0, 0, 144, 144)).projection
+    assert tile.shape == (72, 72, 3)
+    assert (tile[20, 30] == 255).all()
+    assert (np.delete(tile.reshape(-1, 3), 20 * 72 + 30, axis=0) == GREY).all()
 
 
 def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_its_field():
@@ -156,11 +157,11 @@ def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_i
     maps[1, 3] = 2
     image = np.zeros((80, 80, 3), np.uint8)
     tiles = style.tiles(image, np.ones((16, 16, 1), np.float32), maps, (16, 48, 32, 64))
-    bright = tiles.strips[3].sum(axis=2) > 600
+    bright = PALETTE[tiles.maps[1]].sum(axis=2) > 600
     expected = np.zeros((80, 80), bool)
     expected[16:32, 48:64] = True
     assert (bright == expected).all()
-    assert (tiles.strips[0].sum(axis=2) > 600).all()
+    assert (PALETTE[tiles.maps[0]].sum(axis=2) > 600).all()
 
 
 def test_a_map_without_activation_is_dark():
@@ -169,5 +170,32 @@ def test_a_map_without_activation_is_dark():
     tiles = style.tiles(
         image, np.zeros((11, 11, 3), np.float32), -np.ones((14, 14), np.float32), (0, 0, 11, 11)
     )
-    assert tiles.strips[3].max() < 80
+    assert PALETTE[tiles.maps[1]].max() < 80
     assert (tiles.projection == GREY).all()
+
+
+def test_a_map_is_grey_outside_the_image_and_mounted_on_the_mat():
+    style = _style(field=(16, 32), frame=(64, 64), stride=(8, 8), offset=(-8, 0), grid=(8, 8))
+    image = np.zeros((64, 64, 3), np.uint8)
+    maps = np.ones((8, 8), np.float32)
+    over_field, _ = style.tiles(image, np.zeros((16, 32, 1)), maps, (-8, 0, 8, 32)).maps
+    # On the square of 64 the field's 16×32 are 32×64: a quarter of mat, a quarter outside, as much inside.
+    assert (over_field[:16] == MAT).all() and (over_field[48:] == MAT).all()
+    assert (over_field[16:32] == OUTSIDE).all()
+    assert (over_field[32:48] == 253).all()
+    assert PALETTE[OUTSIDE].tolist() == [GREY] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "endings"),
+    [
+        ({"field": (11, 11)}, (".webp", ".png")),
+        ({"field": (24, 24)}, (".webp", ".png")),
+        ({"field": (25, 25)}, (".jpg", ".png")),
+        ({"frame": (224, 224), "grid": (80, 80)}, (".webp", ".png")),
+        ({"frame": (224, 224), "grid": (81, 81)}, (".webp", ".jpg")),
+    ],
+)
+def test_small_tiles_and_coarse_maps_are_stored_without_loss(options, endings):
+    style = _style(**options)
+    assert (style.card_ending, style.strips_ending) == endings

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from onnxviz.images.render import (
+    PALETTE,
     crop,
     encode,
     fit,
     grid,
-    heatmap_rgb,
+    heatmap,
     montage,
     projection_limit,
     projection_rgb,
@@ -79,6 +80,10 @@ def lightness(rgb: np.ndarray) -> np.ndarray:
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     return np.where(luminance > 216 / 24389, 116 * np.cbrt(luminance) - 16, luminance * 24389 / 27)
+
+
+def heatmap_rgb(a: np.ndarray, largest: float | None = None) -> np.ndarray:
+    return PALETTE[heatmap(a, largest)]
 
 
 def test_heatmap_rises_evenly_from_dark_to_bright() -> None:
@@ -211,6 +216,37 @@ def test_lossless_files_come_back(kind: str, channels: int) -> None:
     with Image.open(io.BytesIO(encode(picture, kind, lossless=True))) as image:
         assert image.format == kind.upper()
         assert np.array_equal(np.asarray(image.convert("RGB")), picture * np.ones(3, np.uint8))
+
+
+def test_maps_keep_their_colours() -> None:
+    cells = RNG.integers(0, 256, (9, 11), dtype=np.uint8)
+    with Image.open(io.BytesIO(encode(cells, "png"))) as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), PALETTE[cells])
+    smooth = np.linspace(0, 253, 64 * 64).astype(np.uint8).reshape(64, 64)
+    with Image.open(io.BytesIO(encode(smooth, "jpeg"))) as image:
+        assert np.abs(np.asarray(image).astype(int) - PALETTE[smooth]).mean() < 5
+
+
+def test_projections_keep_the_colour_of_every_pixel() -> None:
+    """Red and green in turn: with the subsampling that is usual in JPEG they would be a brown."""
+    picture = np.full((32, 32, 3), 128, np.uint8)
+    picture[:, ::2, 0] = picture[:, 1::2, 1] = 200
+    with Image.open(io.BytesIO(encode(picture, "jpeg", quality=70))) as image:
+        found = np.asarray(image).astype(int)
+    difference = found[..., 0] - found[..., 1]
+    assert difference[:, ::2].mean() > 50
+    assert difference[:, 1::2].mean() < -50
+
+
+def test_projection_limit_is_exact_whatever_the_size() -> None:
+    for size in (1, 7, 15, 16, 17, 300, 5000):
+        for zeros in (0, size // 2):
+            p = np.round(RNG.normal(size=size), 1)
+            p[:zeros] = 0
+            sizes = np.sort(np.abs(p[p != 0]).astype(np.float32))
+            share = 0.005 if size < 5000 else 0.2
+            expected = sizes[len(sizes) - 1 - int(share * len(sizes))] if len(sizes) else 0
+            assert projection_limit(p, share) == expected
 
 
 def test_lossy_files_are_near_and_small() -> None:

@@ -256,7 +256,7 @@ class _Painter:
         count = self.top if index is None else max(1, self.top - (index % 4 == 3) * 4)
         angle, frequency, colour = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9), rng.normal(size=3)
         hits, projections, patches = [], [], []
-        strips = np.full((5 * 72, count * 72, 3), 128, np.uint8)
+        strips = np.full((2 * 72, count * 72, 3), 128, np.uint8)
         peak = float(rng.gamma(4, 8))
         for rank in range(count):
             which = int(rng.integers(len(self.images)))
@@ -271,13 +271,7 @@ class _Painter:
             patches.append(_fit(patch, self.tile))
             projections.append(projection)
             heat = _heat(y, x, self.field)
-            whole = np.full((FRAME, FRAME, 3), 128, np.uint8)
-            seen = _fit(projection, self.field)
-            t, lo = max(top, 0), max(left, 0)
-            b, r = min(box[2], FRAME), min(box[3], FRAME)
-            whole[t:b, lo:r] = seen[t - top : b - top, lo - left : r - left]
-            tiles = (_crop(heat, box, 0), patch, projection, heat, whole)
-            for row, tile in enumerate(tiles):
+            for row, tile in enumerate((_crop(heat, box, 0), heat)):
                 strips[row * 72 : (row + 1) * 72, rank * 72 : (rank + 1) * 72] = _fit(tile, 72)
             value = peak * 0.93**rank
             hits.append(
@@ -312,7 +306,7 @@ class _Painter:
             activity=float(rng.beta(1, 2)),
             hits=tuple(hits),
             card=Sprite(f"{stem}-card.png", card_rows, 2 * side, (self.tile, self.tile), self.tile < 32),
-            strips=Sprite(f"{stem}-strips.webp", 5, count, (72, 72), self.field < 32),
+            strips=Sprite(f"{stem}-strips.webp", 2, count, (72, 72), self.field < 32),
         )
 
 

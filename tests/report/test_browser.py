@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from onnxviz.report.data import ReportData
+from onnxviz.report.render import write_report
+
+from .fixture import make_report
 
 Rendered = tuple[ReportData, Path]
 LOADED = """() => Promise.all(Array.from(document.images, (image) => {
@@ -185,17 +191,51 @@ def test_the_box_lies_where_the_unit_looked(visit: Any, report: Rendered) -> Non
     )
 
 
-def test_tiles_show_their_part_of_the_sprite(visit: Any, report: Rendered) -> None:
-    data, out = report
-    layer = data.layers[1]
-    page = visit().open(out / "layers" / layer.slug / "c0000.html")
-    columns = len(layer.rows[0].hits)
-    figure = page.locator("figure").nth(2)
-    tile = figure.locator(".tile:not(.frame)").nth(2)  # the projection: row 2, column 2
-    seen, whole = tile.bounding_box(), tile.locator("img").bounding_box()
-    assert whole["width"] == pytest.approx(seen["width"] * columns, rel=0.04)
-    assert seen["x"] - whole["x"] == pytest.approx(2 / columns * whole["width"], abs=seen["width"] * 0.02)
-    assert seen["y"] - whole["y"] == pytest.approx(2 / 5 * whole["height"], abs=seen["width"] * 0.02)
+def _shot(locator: Any) -> np.ndarray:
+    with Image.open(io.BytesIO(locator.screenshot())) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize("top", [1, 5, 9])
+def test_each_picture_shows_its_own_tile(visit: Any, tmp_path: Path, top: int) -> None:
+    """Every tile of the sprites gets a colour of its own, which must show in the middle of its picture."""
+    data = make_report(tmp_path, layers=1, channels=1, top=top)
+    channel, frame = data.layers[0].rows[0], data.provenance.input_size
+    assert channel.card is not None and channel.strips is not None
+    for sprite, blue in ((channel.card, 40), (channel.strips, 200)):
+        sheet = np.zeros((sprite.rows, sprite.columns, 3), np.uint8)
+        sheet[..., 0] = 20 + 40 * np.arange(sprite.rows)[:, None]
+        sheet[..., 1], sheet[..., 2] = 20 + 20 * np.arange(sprite.columns), blue
+        pixels = sheet.repeat(sprite.tile[0], 0).repeat(sprite.tile[1], 1)
+        Image.fromarray(pixels).save(tmp_path / sprite.path, lossless=True)
+    write_report(data, tmp_path)
+    page = visit().open(tmp_path / "layers" / data.layers[0].slug / "c0000.html")
+    page.add_style_tag(content=".tile i { display: none }")
+    half = channel.card.columns // 2
+    for rank, hit in enumerate(channel.hits):
+        tiles = page.locator("figure").nth(rank).locator(".tile")
+        row, column = divmod(rank, half)
+        expected = {
+            0: (20, 20 + 20 * rank, 200),
+            1: (20 + 40 * row, 20 + 20 * (column + half), 40),
+            2: (20 + 40 * row, 20 + 20 * column, 40),
+            3: (60, 20 + 20 * rank, 200),
+        }
+        for number, colour in expected.items():
+            shot = _shot(tiles.nth(number))
+            middle = shot[2:-2, 2:-2].reshape(-1, 3)
+            assert np.abs(middle - colour).max() <= 3, (rank, number)
+        # On the frame the projection fills what of the box is inside, and nothing else.
+        shot = _shot(tiles.nth(5))
+        lies = np.zeros(frame, bool)
+        lies[max(hit.box[0], 0) : max(hit.box[2], 0), max(hit.box[1], 0) : max(hit.box[3], 0)] = True
+        rows = ((np.arange(shot.shape[0]) + 0.5) / shot.shape[0] * frame[0]).astype(int)
+        columns = ((np.arange(shot.shape[1]) + 0.5) / shot.shape[1] * frame[1]).astype(int)
+        inside = lies[rows][:, columns]
+        found = np.abs(shot - expected[2]).max(axis=2) <= 3
+        grey = np.abs(shot - 128).max(axis=2) <= 3
+        assert (found == inside).mean() > 0.96, rank
+        assert (grey == ~inside).mean() > 0.96, rank
 
 
 def test_the_diagram_scrolls_in_its_own_box(visit: Any, report: Rendered) -> None:

@@ -82,3 +82,7 @@ def test_place(
     expected: tuple[float, float, float, float],
 ) -> None:
     assert shown.place(box, frame, tile) == pytest.approx(expected)
+
+
+def test_part_reaches_beyond_the_frame() -> None:
+    assert shown.part((-30, 100, 50, 500), (200, 400)) == pytest.approx((-15, 25, 100, 40))
