@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +27,9 @@ from onnxviz.reverse.engine import (
     Recording,
     Units,
     check_path,
-    decode_switches,
     on_path,
     plan,
+    pool_switches,
     run,
     single,
 )
@@ -383,50 +385,28 @@ class Network:
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
         return np.transpose(net.record(x, [found.tensor]).values[found.tensor], found.order)
 
-    def runner(
-        self, tensors: Sequence[str], *, probes: Sequence[Probe] = (), pools: Sequence[Node] = ()
-    ) -> Runner:
-        """A session for the named tensors, probes of tensors, and switches of MaxPool nodes (by output name)."""
-        outputs = [node.output for node in pools]
-        shapes = self.shapes()
+    def runner(self, tensors: Sequence[str], *, probes: Sequence[Probe] = ()) -> Runner:
+        """A session for the named tensors and probes of tensors."""
 
         def cut(batch: str | None) -> bytes:
-            return self.model.cut(
-                tensors, probes=probes, pool_indices=outputs, batch=batch, image=self.image.name
-            )
+            return self.model.cut(tensors, probes=probes, batch=batch, image=self.image.name)
 
-        def decode(raw: dict[str, Array]) -> dict[str, Array]:
-            for node in pools:
-                indices = raw.pop(f"{node.output}:indices")
-                raw[f"{node.output}:switches"] = decode_switches(node, indices, shapes[node.inputs[0]])
-            return raw
-
-        # Other providers' indices are wrong in these cases (onnxruntime issues 15446, 16350 and 29637).
-        awkward = any(n.attrs.get("ceil_mode") or any(d != 1 for d in _dilations(n)) for n in pools)
-        return Runner(
-            self.model,
-            self.image.name,
-            cut,
-            fixed=self.image.batch,
-            provider="cpu" if awkward else self.provider,
-            decode=decode,
-        )
+        return Runner(self.model, self.image.name, cut, fixed=self.image.batch, provider=self.provider)
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
         """Run images and keep the named tensors, and the switches of the given MaxPool nodes."""
         x = self.feed(x)
-        names = tuple(dict.fromkeys(n for n in tensors if n != self.image.name))
-        key = (names, tuple(node.output for node in pools))
-        found: dict[str, Array] = {}
-        if names or pools:
+        wanted = tuple(dict.fromkeys(tensors))
+        pooled = [name for node in pools for name in (node.inputs[0], node.output)]
+        names = tuple(dict.fromkeys(n for n in (*wanted, *pooled) if n != self.image.name))
+        found: dict[str, Array] = {self.image.name: x}
+        if names:
             # One is kept: a layer's winners come in several batches, and a session holds all its weights.
-            if self._recorder is None or self._recorder[0] != key:
-                self._recorder = (key, self.runner(names, pools=pools))
-            found = self._recorder[1].run(x)
-        values = {name: single(found[name]) for name in names}
-        if self.image.name in tensors:
-            values[self.image.name] = single(x)
-        return Recording(values, {node.output: found[f"{node.output}:switches"] for node in pools})
+            if self._recorder is None or self._recorder[0] != names:
+                self._recorder = (names, self.runner(names))
+            found |= self._recorder[1].run(x)
+        values = {name: single(found[name]) for name in wanted}
+        return Recording(values, _switches(pools, found))
 
     # Reverse
 
@@ -563,17 +543,11 @@ class Network:
                 raise UsageError(f"The cotangent of {name!r} is {g.shape}; the tensor is {shapes[name]}.")
         spans = {name: whole(shapes[name]) for name in targets}
         made = plan(here.graph, here.constants, shapes, sources, spans, method, batch=None)
-        names = [name for name in made.records if name not in feeds]
-        pools = [node.output for node in made.pools]
-        found: dict[str, Array] = {}
-        if names or pools:
-            found = Session(here.model, here.model.cut(names, pool_indices=pools)).run(feeds)
-        switches = {
-            node.output: decode_switches(node, found[f"{node.output}:indices"], shapes[node.inputs[0]])
-            for node in made.pools
-        }
-        values = {name: single(value) for name, value in {**feeds, **found}.items()}
-        recording = Recording(values, switches)
+        pooled = [name for node in made.pools for name in (node.inputs[0], node.output)]
+        names = list(dict.fromkeys(name for name in (*made.records, *pooled) if name not in feeds))
+        found = {**feeds, **(Session(here.model, here.model.cut(names)).run(feeds) if names else {})}
+        values = {name: single(found[name]) for name in made.records}
+        recording = Recording(values, _switches(made.pools, found))
         return run(made, targets, recording, Units.all_of(1), sources)
 
     def _true_shapes(self, here: _Settled, feeds: Mapping[str, Array]) -> Mapping[str, Shape]:
@@ -679,10 +653,18 @@ class Network:
         return Projections(pixels, boxes)
 
 
-def _dilations(node: Node) -> tuple[int, ...]:
-    value = node.attrs["dilations"]
-    assert isinstance(value, tuple)
-    return tuple(int(v) for v in value)
+def _switches(pools: Sequence[Node], values: Mapping[str, Array]) -> dict[str, Array]:
+    """Switches of MaxPool nodes from their recorded inputs and outputs; images are shared out among threads."""
+    if not pools:
+        return {}
+    with ThreadPoolExecutor(os.cpu_count() or 1, "onnxviz-switches") as threads:
+
+        def of(node: Node) -> list[Future[Array]]:
+            x, y = values[node.inputs[0]], values[node.output]
+            return [threads.submit(pool_switches, node, x[n : n + 1], y[n : n + 1]) for n in range(len(x))]
+
+        waiting = {node.output: of(node) for node in pools}
+        return {name: np.concatenate([f.result() for f in rows]) for name, rows in waiting.items()}
 
 
 def _complete(shapes: Mapping[str, tuple[int | None, ...]]) -> dict[str, Shape]:

@@ -32,10 +32,10 @@ __all__ = [
     "Units",
     "Walk",
     "check_path",
-    "decode_switches",
     "moving_axes",
     "on_path",
     "plan",
+    "pool_switches",
     "run",
     "single",
 ]
@@ -474,20 +474,13 @@ def single(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
-def decode_switches(node: Node, indices: Array, source: Shape) -> Array:
-    """Switches of a MaxPool (`kernels.switches`) from the indices that onnxruntime gave."""
+def pool_switches(node: Node, x: Array, y: Array) -> Array:
+    """Switches of a MaxPool (`kernels.switches`) from its input and output."""
+    kernel, strides, dilations = (_ints(node, name) for name in ("kernel_shape", "strides", "dilations"))
+    return switches(x, y, kernel, strides, dilations, padding_begin(node, x.shape[2:]))
 
-    def ints(name: str) -> tuple[int, ...]:
-        value = node.attrs[name]
-        assert isinstance(value, tuple)
-        return tuple(int(v) for v in value)
 
-    return switches(
-        indices,
-        source[2:],
-        ints("kernel_shape"),
-        ints("strides"),
-        ints("dilations"),
-        padding_begin(node, source[2:]),
-        column_major=bool(node.attrs.get("storage_order", 0)),
-    )
+def _ints(node: Node, name: str) -> tuple[int, ...]:
+    value = node.attrs[name]
+    assert isinstance(value, tuple)
+    return tuple(int(v) for v in value)

@@ -290,74 +290,53 @@ def _products(matrix: Array, columns: Array) -> Array:
     return np.ascontiguousarray(product.transpose(2, 0, 1, 3))
 
 
+@singledispatch
 def switches(
-    indices: Array,
-    source: Sequence[int],
+    x: Array,
+    y: Array,
     kernel: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
     begins: Sequence[int],
-    *,
-    column_major: bool = False,
 ) -> Array:
-    """Where in its window each pooled value came from, from the ``Indices`` of an ONNX MaxPool.
+    """Where in its window each pooled value came from: the first position, row by row, that holds it.
 
     Args:
-        indices: (N, C, h…) int64, flat over the whole input tensor, padding not counted.
-        source: spatial sizes of the pool's input.
-        column_major: ``storage_order`` 1.
+        x: (N, C, h…) what was pooled.
+        y: (N, C, …) the MaxPool's output.
+        begins: the padding before the first position of each axis.
 
     Returns:
-        (N, C, h…) unsigned integers: the number of the kernel cell, row by row. One byte for up to 256 cells.
+        Like ``y``, unsigned integers: the number of the kernel cell. One byte for up to 256 cells.
     """
-    n, c, *sizes = indices.shape
-    pitch = _pitches(source, column_major)
-    # Subtracting where each window starts leaves its cells' own offsets, few enough to look up.
-    start: Array = (np.arange(n * c) * math.prod(source)).reshape(n, c, *(1 for _ in sizes))
-    offset: Array = np.zeros((1,) * len(kernel), np.int64)
-    for axis, size in enumerate(sizes):
-        ones = (1,) * (len(sizes) - axis - 1)
-        start = start + ((np.arange(size) * strides[axis] - begins[axis]) * pitch[axis]).reshape(-1, *ones)
-        offset = offset + (np.arange(kernel[axis]) * dilations[axis] * pitch[axis]).reshape(-1, *ones)
-    dtype = np.uint8 if math.prod(kernel) <= 256 else np.uint32
-    if len(np.unique(offset)) < offset.size:  # a window wider than the map: cells of two rows share an offset
-        return _cells_by_axis(indices % math.prod(source), pitch, kernel, strides, dilations, begins).astype(
-            dtype
-        )
-    cells = np.zeros(int(offset.max()) + 1, dtype)
-    cells[offset.ravel()] = np.arange(math.prod(kernel))
-    found: Array = cells[indices - start]
+    found: Array = np.zeros(y.shape, np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+    cells = list(enumerate(np.ndindex(*kernel)))
+    for row in range(len(x)):  # one at a time: a map stays in the cache
+        for number, cell in reversed(cells):
+            there, here = _met(cell, x.shape[2:], y.shape[2:], strides, dilations, begins)
+            values = y[row][:, *there]
+            np.copyto(found[row][:, *there], number, where=x[row][:, *here] == values)
     return found
 
 
-def _cells_by_axis(
-    places: Array,
-    pitch: Sequence[int],
-    kernel: Sequence[int],
+def _met(
+    cell: Sequence[int],
+    sizes: Sequence[int],
+    counts: Sequence[int],
     strides: Sequence[int],
     dilations: Sequence[int],
     begins: Sequence[int],
-) -> Array:
-    """Numbers of kernel cells from flat places (N, C, h…) in a plane: coordinate by coordinate."""
-    coordinates: dict[int, Array] = {}
-    for axis in sorted(range(len(kernel)), key=lambda axis: -pitch[axis]):
-        coordinates[axis], places = np.divmod(places, pitch[axis])
-    cell: Array = np.zeros_like(places)
-    for axis, size in enumerate(kernel):
-        count = places.shape[2 + axis]
-        first = (np.arange(count) * strides[axis] - begins[axis]).reshape(
-            -1, *(1,) * (len(kernel) - axis - 1)
-        )
-        cell = cell * size + (coordinates[axis] - first) // dilations[axis]
-    return cell
-
-
-def _pitches(source: Sequence[int], column_major: bool) -> list[int]:
-    """How far apart, in a flat plane, neighbours on each axis lie."""
-    pitch = [1]
-    for extent in source[:-1] if column_major else source[:0:-1]:
-        pitch.append(pitch[-1] * extent)
-    return pitch if column_major else pitch[::-1]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Which of ``counts`` windows have a kernel cell inside a map of ``sizes``, and where these cells are."""
+    there, here = [], []
+    for o, n, count, s, d, b in zip(cell, sizes, counts, strides, dilations, begins, strict=True):
+        first = max(0, -((o * d - b) // s))  # the first window for which i·s + o·d − b is not negative
+        last = min(count, (n - 1 + b - o * d) // s + 1)
+        last = max(first, last)
+        start = first * s + o * d - b
+        there.append(slice(first, last))
+        here.append(slice(start, start + (last - first - 1) * s + 1 if last > first else start, s))
+    return tuple(there), tuple(here)
 
 
 @singledispatch

@@ -44,7 +44,7 @@ DEFAULT_MEMORY = 1 << 30
 _RECORDING_SHARE, _WORKING_SHARE = 0.2, 0.5
 """How much of it recorded values, and the arrays on the way, may take."""
 
-_CACHED = 16 << 20
+_CACHED = 32 << 20
 """Larger batches of units are no faster: their arrays fall out of the cache."""
 
 _MOST_UNITS = 256

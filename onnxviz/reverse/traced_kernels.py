@@ -220,6 +220,35 @@ def _(g: Any, switch: Any, kernel: Sequence[int], strides: Sequence[int], dilati
     return kernels.place(joined, [0] * g.ndim, [*g.shape[:2], *extent])
 
 
+@kernels.switches.register(TRACED)
+def _(
+    x: Any,
+    y: Any,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    begins: Sequence[int],
+) -> Any:
+    xp, tracer = x.tracer.namespace, x.tracer
+    counts = [int(n) for n in y.shape[2:]]
+    ends = [
+        max(0, (c - 1) * s + (k - 1) * d + 1 - int(n) - b)
+        for c, s, k, d, n, b in zip(counts, strides, kernel, dilations, x.shape[2:], begins, strict=True)
+    ]
+    pads = tracer.ints(0, 0, *begins, 0, 0, *ends)
+    shape = (*x.shape[:2], *(int(n) + b + e for n, b, e in zip(x.shape[2:], begins, ends, strict=True)))
+    # NaN equals nothing, so that no value is found outside the map.
+    padded = tracer.node("Pad", shape, x.dtype, x, pads, tracer.constant(np.array(np.nan, x.dtype)))
+    found = np.zeros((1,) * y.ndim, np.int32)
+    for number, cell in reversed(list(enumerate(np.ndindex(*kernel)))):
+        places = tuple(
+            slice(o * d, o * d + (c - 1) * s + 1, s)
+            for o, d, c, s in zip(cell, dilations, counts, strides, strict=True)
+        )
+        found = xp.where(padded[:, :, *places] == y, np.int32(number), found)
+    return found
+
+
 @kernels.put.register(TRACED)
 def _(g: Any, index: Any, axis: int, size: int) -> Any:
     if not isinstance(index, np.ndarray):

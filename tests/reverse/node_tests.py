@@ -28,7 +28,7 @@ from onnx.reference.ops import op_resize
 from onnxviz.model.graph import Graph, ModelFile
 from onnxviz.model.normalize import normalize
 from onnxviz.model.spans import whole
-from onnxviz.reverse.engine import Recording, Units, check_path, decode_switches, plan, run
+from onnxviz.reverse.engine import Recording, Units, check_path, plan, pool_switches, run
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.rules import RULES, STOPS
 
@@ -308,7 +308,7 @@ class NodeTest:
         shapes |= {n: constants[n].shape for n in constants}
         made = plan(self.graph, constants, shapes, self.sources, spans, GRADIENT, batch=None)
         switches = {
-            node.output: decode_switches(node, self.recorded[node.outputs[1]], shapes[node.inputs[0]])
+            node.output: pool_switches(node, self.recorded[node.inputs[0]], self.recorded[node.output])
             for node in made.pools
         }
         return run(made, y, Recording(self.recorded, switches), Units.all_of(1), self.sources)

@@ -83,16 +83,18 @@ class Pool:
         y, indices = session.run(None, {"x": x})
         return y, indices
 
-    def switches(self, indices: Array) -> Array:
-        return switches(
-            indices,
-            self.source,
-            self.kernel,
-            self.strides,
-            self.dilations,
-            self.begins,
-            column_major=self.column_major,
-        )
+    def switches(self, x: Array, y: Array) -> Array:
+        return switches(x, y, self.kernel, self.strides, self.dilations, self.begins)
+
+    def flat(self, chosen: Array) -> Array:
+        """Switches as flat indices over the whole input, as ONNX defines them."""
+        order = "F" if self.column_major else "C"
+        found = np.empty(chosen.shape, np.int64)
+        for n, c, *at in np.ndindex(*chosen.shape):
+            place = self.places(at)[chosen[(n, c, *at)]]
+            plane = (n * chosen.shape[1] + c) * math.prod(self.source)
+            found[(n, c, *at)] = plane + np.ravel_multi_index(place, self.source, order=order)
+        return found
 
     def places(self, at: Sequence[int]) -> list[tuple[int, ...]]:
         """The source positions that output ``at`` looks at, cell by cell; some may lie in the padding."""
@@ -129,8 +131,9 @@ def test_switches_are_the_first_maximum_of_each_window(seed: int, ties: bool):
     shape = (2, 3, *pool.source)
     x = (rng.integers(0, 3, shape) if ties else rng.permutation(math.prod(shape)).reshape(shape)) * 1.0
     y, indices = pool.run(x.astype(np.float32))
-    found = pool.switches(indices)
+    found = pool.switches(x.astype(np.float32), y)
     np.testing.assert_array_equal(found, expected_switches(pool, x, y.shape[2:]))
+    np.testing.assert_array_equal(pool.flat(found), indices)
     assert found.dtype == np.uint8
 
 
@@ -138,15 +141,16 @@ def test_switches_of_a_large_kernel_do_not_overflow_a_byte():
     pool = Pool((20, 19), (17, 18), (1, 1), (1, 1), (0, 0), (0, 0))
     x = np.zeros((1, 1, 20, 19), np.float32)
     x[0, 0, 16, 17] = 1
-    _, indices = pool.run(x)
-    assert pool.switches(indices)[0, 0, 0].tolist() == [16 * 18 + 17, 16 * 18 + 16]
+    y, _ = pool.run(x)
+    assert pool.switches(x, y)[0, 0, 0].tolist() == [16 * 18 + 17, 16 * 18 + 16]
 
 
 def test_a_tie_goes_to_the_first_in_scan_order():
     pool = Pool((2, 2), (2, 2), (1, 1), (1, 1), (0, 0), (0, 0))
     for grid, cell in (([[5, 5], [5, 5]], 0), ([[1, 5], [5, 5]], 1), ([[1, 2], [5, 5]], 2)):
-        _, indices = pool.run(np.array([[grid]], np.float32))
-        assert pool.switches(indices).item() == cell
+        x = np.array([[grid]], np.float32)
+        y, _ = pool.run(x)
+        assert pool.switches(x, y).item() == cell
 
 
 @seeds
@@ -168,8 +172,8 @@ def test_unpool_of_a_pool_gives_its_input_back_at_the_switches():
     rng = np.random.default_rng(0)
     pool = Pool((9, 8), (3, 2), (3, 2), (1, 1), (0, 0), (0, 0))
     x = rng.standard_normal((2, 3, 9, 8)).astype(np.float32)
-    y, indices = pool.run(x)
-    back = unpool(y, pool.switches(indices), pool.kernel, pool.strides, pool.dilations)
+    y, _ = pool.run(x)
+    back = unpool(y, pool.switches(x, y), pool.kernel, pool.strides, pool.dilations)
     np.testing.assert_array_equal(back, np.where(back != 0, x, 0))
     assert np.count_nonzero(back) == y.size
 

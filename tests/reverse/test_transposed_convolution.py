@@ -185,9 +185,9 @@ def test_unpooling_puts_values_back_at_the_switches():
             [7, 2, 1, 5],
         ]
     )
-    # Pooling 2×2 by 2 keeps 9, 8, 7 and 5; onnxruntime says where: at flat positions 1, 6, 12 and 15.
-    indices = np.array([[[[1, 6], [12, 15]]]])
-    where = switches(indices, image.shape, (2, 2), (2, 2), (1, 1), (0, 0))
+    # Pooling 2×2 by 2 keeps 9, 8, 7 and 5.
+    pooled = np.array([[[[9.0, 8], [7, 5]]]])
+    where = switches(image[None, None], pooled, (2, 2), (2, 2), (1, 1), (0, 0))
     # A switch is the number of the cell in its window: top left 0, top right 1, bottom left 2, bottom right 3.
     assert where[0, 0].tolist() == [[1, 2], [2, 3]]
     pooled = np.array([[[[10.0, 20], [30, 40]]]])
