@@ -242,6 +242,7 @@ class _Artist:
     def _tiles(
         self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
     ) -> HitTiles:
+        self.gallery.thumbnail(image)  # while the image is at hand
         return self.style.tiles(
             self.gallery.picture(image),
             self.preprocess.display(projection),

@@ -158,14 +158,18 @@ def _drawn(projection: Array, size: tuple[int, int]) -> Picture:
     """
     height, width = projection.shape[:2]
     if height > size[0] or width > size[1]:
-        shrunk = [
-            Image.fromarray(np.ascontiguousarray(projection[:, :, c], np.float32)).resize(
-                (min(size[1], width), min(size[0], height)), Image.Resampling.BOX
-            )
-            for c in range(projection.shape[2])
-        ]
-        projection = np.stack([np.asarray(image) for image in shrunk], axis=2)
+        within = (min(size[1], width), min(size[0], height))
+        planes = np.moveaxis(np.asarray(projection, np.float32), 2, 0)
+        projection = np.stack([_shrunk(plane, within) for plane in planes], axis=2)
     return _scaled(render.projection_rgb(projection), size)
+
+
+def _shrunk(plane: Array, size: tuple[int, int]) -> Array:
+    """A plane (h, w) float32 averaged down to (width, height)."""
+    plane = np.ascontiguousarray(plane)
+    shape = plane.shape[::-1]
+    image = Image.frombuffer("F", shape, plane, "raw", "F", 0, 1)  # as fromarray, without its copies
+    return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
 @dataclass(frozen=True)

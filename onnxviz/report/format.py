@@ -22,6 +22,11 @@ class Place(NamedTuple):
     width: float
     height: float
 
+    def style(self, name: str) -> str:
+        """The style properties that carry it: ``--bt``, ``--bl``, ``--bw`` and ``--bh`` where the name is b."""
+        top, left, width, height = self
+        return f"--{name}t:{top:.2f}%;--{name}l:{left:.2f}%;--{name}w:{width:.2f}%;--{name}h:{height:.2f}%"
+
 
 def number(value: float) -> str:
     """Format with four significant digits and thousands separated; ``n/a`` for what is no number."""

@@ -84,7 +84,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
             dead=[channel for channel in layer.rows if channel.dead],
         )
         folder.write(f"layers/{layer.slug}/index.html", text)
-    folder.write("report.json", json.dumps(_plain(data), allow_nan=False, indent=1))
+    folder.write("report.json", json.dumps(_plain(data), allow_nan=False))
     index = environment.get_template("index.html")
     folder.write("index.html", index.render(root="", diagram=lay_out(data.diagram), previews=_previews(data)))
     folder.finish()

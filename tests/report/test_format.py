@@ -86,3 +86,7 @@ def test_place(
 
 def test_part_reaches_beyond_the_frame() -> None:
     assert shown.part((-30, 100, 50, 500), (200, 400)) == pytest.approx((-15, 25, 100, 40))
+
+
+def test_style_of_a_place() -> None:
+    assert shown.Place(-15, 25.126, 100, 0).style("b") == "--bt:-15.00%;--bl:25.13%;--bw:100.00%;--bh:0.00%"
