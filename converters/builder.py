@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxviz.errors import OnnxvizError, UsageError
+from onnxviz.model.joining import write_model
 
 from .weights import Shape, check, float32
 
@@ -343,20 +342,7 @@ def write(model: onnx.ModelProto, out: Path) -> Path:
 
     Raises `UsageError` where ``out`` is a folder or lies in none, `OnnxvizError` where writing fails.
     """
-    if out.is_dir():
-        raise UsageError(f"output {out}: a folder; expected the name of a file, such as {out / 'model.onnx'}")
-    if not out.parent.is_dir():
-        raise UsageError(f"output {out}: there is no folder {out.parent}. Make it first.")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString())
-        temporary.replace(out)
-    except OSError as error:
-        raise OnnxvizError(f"output {out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return out
+    return write_model(model.SerializeToString(), out)
 
 
 def _keys(name: str, keys: tuple[str, str] | None) -> tuple[str, str]:

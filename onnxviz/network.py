@@ -18,6 +18,7 @@ from onnxviz.forward.session import Runner, Session, choose_provider
 from onnxviz.model import geometry
 from onnxviz.model.graph import REAL_VALUES, Constants, Graph, ModelFile, Node, Probe, Shape
 from onnxviz.model.inputs import image_input
+from onnxviz.model.joining import write_model
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
 from onnxviz.model.patterns import recognise
@@ -44,6 +45,8 @@ from onnxviz.reverse.project import (
     seed_maps,
 )
 from onnxviz.reverse.rules import STOPS
+from onnxviz.reverse.whole import whole_graph
+from onnxviz.runtime import open_session
 
 __all__ = ["Network", "load"]
 
@@ -66,7 +69,7 @@ def load(
     size: tuple[int, int] | None = None,
     image: str | None = None,
     feeds: Mapping[str, Array] | None = None,
-    engine: str = "compiled",
+    engine: str = "auto",
     memory: int = DEFAULT_MEMORY,
 ) -> Network:
     """Open an ONNX model.
@@ -77,8 +80,8 @@ def load(
         size: (height, width) of the images, where the model leaves it open; 224×224 by default.
         image: name of the input that takes images, where there are several.
         feeds: values of other inputs, by name; they become constants.
-        engine: ``compiled`` (projections are computed by graphs for onnxruntime that the rules are compiled to) or
-            ``numpy`` (by the same rules in NumPy: slower, the reference).
+        engine: what computes projections: ``stages`` or ``graph`` (the rules are compiled for onnxruntime), ``numpy``
+            (the same rules in NumPy: slower, the reference), or ``auto``; see `reverse.project.ENGINES`.
         memory: about how many bytes projecting may take, weights not counted; batches are cut to fit.
 
     Raises:
@@ -139,7 +142,7 @@ class Network:
         provider: str = "cpu",
         size: tuple[int, int] | None = None,
         image: str | None = None,
-        engine: str = "compiled",
+        engine: str = "auto",
         memory: int = DEFAULT_MEMORY,
     ) -> None:
         self.file = file
@@ -466,17 +469,54 @@ class Network:
         Where the graph moves the batch axis, only whole maps will do, one image at a time.
         """
         engine = engine or self.engine
+        if engine == "auto":
+            engine = "graph" if self.provider == "cuda" else "stages"
+        if engine == "graph" and not windows:
+            engine = "stages"
         key = (layer.tensor, method, windows, engine)
         if key not in self._projectors:
             made = self.plan_units(layer, method, windows=windows)
-            # One is kept: its graphs hold weights.
-            self._projectors = {
-                k: v for k, v in self._projectors.items() if k[:2] == key[:2] or k[3] == "numpy"
-            }
+            if not made.batched and engine == "graph":
+                return self.projector(layer, method, windows=windows, engine="stages")
+            # Those of one layer are kept: their graphs hold weights.
+            self._projectors = {k: v for k, v in self._projectors.items() if k[:2] == key[:2]}
+
+            def graph(plan: Plan) -> Any:
+                model = self._whole_graph(plan, layer, method)
+                return open_session(model, self.file.path, self.provider)
+
             self._projectors[key] = Projector(
-                made, layer, method, self.image, engine=engine, memory=self.memory, path=self.file.path
+                made,
+                layer,
+                method,
+                self.image,
+                engine=engine,
+                memory=self.memory,
+                path=self.file.path,
+                graph=graph,
             )
         return self._projectors[key]
+
+    def export_deconv(self, layer: str | Layer, out: str | Path, method: str | Method = "deconvnet") -> Path:
+        """Write a model that takes images and units of a layer, and gives these units' projections: `whole_graph`.
+
+        Raises:
+            LayerNotFoundError: no such layer.
+            UnsupportedOpError: an operator on the way has no reverse rule, or none that can be written as ONNX.
+            UsageError: ``out`` cannot be written.
+        """
+        method = make_method(method) if isinstance(method, str) else method
+        found = layer if isinstance(layer, Layer) else self.layer(layer)
+        self.check([found], method)
+        return write_model(self._whole_graph(self.plan_units(found, method), found, method), Path(out))
+
+    def _whole_graph(self, plan: Plan, layer: Layer, method: Method) -> bytes:
+        pooled = [name for node in plan.pools for name in (node.inputs[0], node.output)]
+        names = list(dict.fromkeys((*plan.records, layer.tensor, *pooled)))
+        x = np.zeros(self.image.shape(self.image.batch or 1, self.size), self.image.dtype)
+        found = {**self.runner([n for n in names if n != self.image.name]).run(x), self.image.name: x}
+        dtypes = {name: value.dtype for name, value in found.items()}
+        return whole_graph(self.model, plan, layer, method, self.image, dtypes)
 
     def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
         """The plan behind `projector`."""
@@ -599,10 +639,10 @@ class Network:
                 f"Layer {found} has channels 0 to {found.channels - 1}; there is no channel {channel}."
             )
         projector = net.projector(found, method, windows=False, engine="numpy")
-        made, step = projector.plan, projector.images_at_once
+        step = projector.images_at_once
         results = [np.zeros((0, *x.shape[1:]), np.float32)]
         for start in range(0, len(x), step):
-            recording = net.record(x[start : start + step], [*made.records, found.tensor], made.pools)
+            recording = net.record(x[start : start + step], projector.records, projector.pools)
             maps = np.transpose(recording.values[found.tensor], found.order)
             part = position_part(position, len(x), start, step)
             seed = seed_maps(maps, found, channel, part, method)
@@ -638,13 +678,13 @@ class Network:
                 f"whose limits are {limits}."
             )
         projector = net.projector(found, method)
-        made, step = projector.plan, projector.images_at_once
+        step = projector.images_at_once
         pixels = np.zeros((len(units), self.image.channels, *found.receptive_field), np.float32)
         boxes = np.zeros((len(units), 4), np.int64)
         samples = np.unique(units[:, 0])
         for start in range(0, len(samples), step):
             chunk = samples[start : start + step]
-            recording = net.record(x[chunk], [*made.records, found.tensor], made.pools)
+            recording = net.record(x[chunk], projector.records, projector.pools)
             rows = np.flatnonzero(np.isin(units[:, 0], chunk))
             local = units[rows]
             local[:, 0] = np.searchsorted(chunk, local[:, 0])

@@ -167,7 +167,7 @@ class _Artist:
         windows = self.seed == "unit"
         projector = self.network.projector(self.layer, self.method, windows=windows)
         for images, items in self._by_image(wanted, projector.images_at_once):
-            recording, maps = self._recorded(projector, images)
+            recording = self._recorded(projector, images)
             row_of = {image: row for row, image in enumerate(images)}
             rows = np.array([row_of[item.hit.image] for item in items])
             if windows:
@@ -177,34 +177,34 @@ class _Artist:
                 parts = projector.units_in_parts(recording, units)
             else:
                 channels = np.array([item.channel for item in items])
-                parts = self._whole_maps(projector, recording, maps, rows, channels)
-            for part, pixels in parts:
-                for item, row, projection in zip(items[part], rows[part], pixels, strict=True):
+                parts = self._whole_maps(projector, recording, rows, channels)
+            for part, (pixels, maps) in parts:
+                for item, projection, activation in zip(items[part], pixels, maps, strict=True):
                     box = self.layer.box(item.hit.y, item.hit.x)
                     if not windows:
                         projection = _cropped(projection, box)
-                    yield item, self._tiles(item.hit.image, projection, maps[row, item.channel], box)
+                    yield item, self._tiles(item.hit.image, projection, activation, box)
                 self.progress(len(pixels))
 
-    def _recorded(self, projector: Projector, images: list[int]) -> tuple[Recording, Array]:
-        """What projecting needs of images, and the layer's maps (N, C, …)."""
-        plan = projector.plan
-        recording = self.network.record(
-            self.gallery.batch(images), [*plan.records, self.layer.tensor], plan.pools
-        )
-        maps = np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
-        return recording, maps
+    def _recorded(self, projector: Projector, images: list[int]) -> Recording:
+        """What projecting needs of images."""
+        return self.network.record(self.gallery.batch(images), projector.records, projector.pools)
+
+    def _maps(self, recording: Recording) -> Array:
+        """The layer's maps (N, C, …)."""
+        return np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
 
     def _whole_maps(
-        self, projector: Projector, recording: Recording, maps: Array, rows: Array, channels: Array
-    ) -> Iterator[tuple[slice, Array]]:
+        self, projector: Projector, recording: Recording, rows: Array, channels: Array
+    ) -> Iterator[tuple[slice, tuple[Array, Array]]]:
+        maps = self._maps(recording)
         for start in range(0, len(rows), _HITS_AT_ONCE):
             part = slice(start, start + _HITS_AT_ONCE)
-            seeds = np.zeros((len(rows[part]), *maps.shape[1:]), np.float32)
-            index = np.arange(len(seeds))
-            seeds[index, channels[part]] = self._seeded(maps[rows[part], channels[part]])
+            own = maps[rows[part], channels[part]]
+            seeds = np.zeros((len(own), *maps.shape[1:]), np.float32)
+            seeds[np.arange(len(seeds)), channels[part]] = self._seeded(own)
             found = projector.maps(seeds, recording, rows[part])
-            yield part, self.network.image.to_nchw(found)
+            yield part, (self.network.image.to_nchw(found), own)
 
     def _seeded(self, maps: Array) -> Array:
         if self.method.unit_seed:
@@ -214,7 +214,8 @@ class _Artist:
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
         projector = self.network.projector(self.layer, self.method, windows=False)
         for images, items in self._by_image(wanted, projector.images_at_once):
-            recording, maps = self._recorded(projector, images)
+            recording = self._recorded(projector, images)
+            maps = self._maps(recording)
             # A channel that is not finite in an image did not count in the ranking, nor does it here.
             finite = np.isfinite(maps).all(axis=tuple(range(2, maps.ndim)), keepdims=True)
             maps = np.where(finite, maps, np.float32(0))

@@ -55,6 +55,11 @@ class ImageInput:
         _, _, height, width = _AXES[self.layout]
         return height, width
 
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Which of (N, C, H, W) it does not have."""
+        return tuple(k for k, axis in enumerate(_AXES[self.layout]) if axis is None)
+
     def shape(self, batch: int, size: tuple[int, int]) -> Shape:
         """Its shape for a batch of images of ``size`` (height, width)."""
         sizes = (batch, self.channels, *size)
@@ -62,8 +67,7 @@ class ImageInput:
 
     def to_nchw(self, x: NDArray[Any]) -> NDArray[Any]:
         """An array in the input's layout as (N, C, H, W)."""
-        missing = tuple(k for k, axis in enumerate(_AXES[self.layout]) if axis is None)
-        return np.expand_dims(np.transpose(x, self.order), missing)
+        return np.expand_dims(np.transpose(x, self.order), self.missing)
 
     def __str__(self) -> str:
         sizes = (self.batch or "N", self.channels, self.height or "H", self.width or "W")

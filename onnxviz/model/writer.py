@@ -52,6 +52,7 @@ class GraphWriter:
     opset: int
     prefix: str = ""
     _inputs: dict[str, tuple[np.dtype[Any], tuple[Dim, ...]]] = field(default_factory=dict)
+    _declared: dict[str, tuple[np.dtype[Any], tuple[Dim, ...]]] = field(default_factory=dict)
     _constants: dict[str, Array] = field(default_factory=dict)
     _by_value: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _entries: list[_Entry] = field(default_factory=list)
@@ -84,8 +85,9 @@ class GraphWriter:
             self._made[key] = name
         return self._made[key]
 
-    def named(self, value: str, name: str) -> str:
-        """The same tensor under another name."""
+    def named(self, value: str, name: str, dtype: np.dtype[Any], shape: Sequence[Dim]) -> str:
+        """The same tensor under another name, declared for those who want outputs to have types."""
+        self._declared[name] = (np.dtype(dtype), tuple(shape))
         self._entries.append(_Entry("Identity", (value,), (name,), {}))
         return name
 
@@ -126,8 +128,8 @@ class GraphWriter:
         return Written(model.SerializeToString(), weights, inputs)
 
     def value_info(self, name: str) -> onnx.ValueInfoProto:
-        """The declaration of an input."""
-        dtype, shape = self._inputs[name]
+        """The declaration of an input or a named output."""
+        dtype, shape = (self._inputs | self._declared)[name]
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), list(shape))
 
 

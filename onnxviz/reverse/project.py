@@ -10,11 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from onnxviz.errors import UnitError, UsageError
+from onnxviz.model.graph import Node
 from onnxviz.model.inputs import ImageInput
 from onnxviz.model.layers import Layer
 from onnxviz.model.spans import Span
@@ -22,6 +23,7 @@ from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.program import Program
+from onnxviz.reverse.whole import UNITS_INPUT
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -33,10 +35,12 @@ __all__ = [
     "seed_maps",
 ]
 
+T = TypeVar("T")
 Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 
-ENGINES = ("compiled", "numpy")
-"""What pulls back: graphs for onnxruntime that the rules are compiled to, or NumPy alone."""
+ENGINES = ("auto", "stages", "graph", "numpy")
+"""What pulls back: graphs that the rules are compiled to, run by onnxruntime, with NumPy between them (``stages``); one
+graph for the way to the layer and back (``graph``); or NumPy alone. ``auto``: one graph on CUDA, else stages."""
 
 DEFAULT_MEMORY = 1 << 30
 """About how many bytes projecting may take, weights not counted."""
@@ -71,6 +75,7 @@ class Projector:
         batch: the model's own batch, where it is fixed.
         memory: about how many bytes recorded values and arrays on the way may take.
         path: of the model, for messages.
+        graph: makes the session of `whole.whole_graph`, for the engine ``graph``.
     """
 
     def __init__(
@@ -80,21 +85,36 @@ class Projector:
         method: Method,
         image: ImageInput,
         *,
-        engine: str = "compiled",
+        engine: str = "stages",
         memory: int = DEFAULT_MEMORY,
         path: Path,
+        graph: Callable[[Plan], Any] | None = None,
     ) -> None:
         self.plan, self.layer, self.method, self.image = plan, layer, method, image
         self._memory, self._engine, self._path = memory, engine, path
+        self._make_graph = graph
+        self._session: Any = None
         self._program: Program | None = None
         self._lock = Lock()
-        self.threads = (os.cpu_count() or 1) if engine == "compiled" else 1
+        self.threads = (os.cpu_count() or 1) if engine == "stages" else 1
+
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The tensors to record of images."""
+        if self._engine == "graph":
+            return (self.image.name,)
+        return tuple(dict.fromkeys((*self.plan.records, self.layer.tensor)))
+
+    @property
+    def pools(self) -> tuple[Node, ...]:
+        """The MaxPool nodes whose switches to record."""
+        return () if self._engine == "graph" else self.plan.pools
 
     @property
     def images_at_once(self) -> int:
         """How many images to record at once."""
-        if not self.plan.batched:
-            return self.image.batch or 1
+        if not self.plan.batched or self._engine == "graph":
+            return self.image.batch or (32 if self._engine == "graph" else 1)
         shapes = self.plan.shapes
         size = sum(4 * math.prod(shapes[name][1:]) for name in (*self.plan.records, self.layer.tensor))
         # The network's input, a pool's input and output, and what onnxruntime has beside them.
@@ -140,19 +160,33 @@ class Projector:
         """
         boxes = np.array([self.layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
         pixels = np.zeros((len(units), self.image.channels, *self.layer.receptive_field), np.float32)
-        for part, found in self.units_in_parts(recording, units):
+        for part, (found, _) in self.units_in_parts(recording, units):
             pixels[part] = found
         return Projections(pixels, boxes)
 
-    def units_in_parts(self, recording: Recording, units: Array) -> Iterator[tuple[slice, Array]]:
-        """The pixels of `units`, (m, C, h, w) for one part of the units after the other, as they get ready."""
+    def units_in_parts(
+        self, recording: Recording, units: Array
+    ) -> Iterator[tuple[slice, tuple[Array, Array]]]:
+        """`units` for one part of them after the other, as they get ready: pixels (m, C, h, w), and the maps (m, …)
+        that the units are in."""
+        if self._engine == "graph":
+            return self._spread(len(units), lambda part: self._by_graph(recording, units[part]))
         maps = np.transpose(recording.values[self.layer.tensor], self.layer.order)
-        depth = len(self.layer.size)
 
-        def pull(part: slice) -> Array:
-            return self._pull(recording, maps, units[part], depth)
+        def pull(part: slice) -> tuple[Array, Array]:
+            return self._pull(recording, maps, units[part]), maps[units[part, 0], units[part, 1]]
 
         return self._spread(len(units), pull)
+
+    def _by_graph(self, recording: Recording, units: Array) -> tuple[Array, Array]:
+        if self._session is None:
+            assert self._make_graph is not None
+            self._session = self._make_graph(self.plan)
+        rows, local = np.unique(units[:, 0], return_inverse=True)
+        x = recording.values[self.image.name][rows]
+        feeds = {self.image.name: x, UNITS_INPUT: np.column_stack([local, units[:, 1:]])}
+        pixels, maps = self._session.run(["pixels", "maps"], feeds)
+        return pixels, maps
 
     def maps(self, seeds: Array, recording: Recording, rows: Array | None = None) -> Array:
         """Pull seeds (M, C, …) over whole maps back to the input, in its own layout.
@@ -170,7 +204,7 @@ class Projector:
 
         return np.concatenate([found for _, found in self._spread(len(seeds), pull)])
 
-    def _spread(self, count: int, pull: Callable[[slice], Array]) -> Iterator[tuple[slice, Array]]:
+    def _spread(self, count: int, pull: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
         """The results of parts of ``count`` units, computed by several threads, in order."""
         share = -(-count // self.threads)
         step = max(1, min(self.units_at_once, share))
@@ -180,7 +214,7 @@ class Projector:
                 yield part, pull(part)
             return
         with ThreadPoolExecutor(self.threads, "onnxviz-project") as pool:
-            waiting: deque[tuple[slice, Future[Array]]] = deque()
+            waiting: deque[tuple[slice, Future[T]]] = deque()
             following = iter(parts)
             try:
                 for part in following:
@@ -204,8 +238,9 @@ class Projector:
                 self._program = Program(self.plan, self._path, [source], [self.layer.tensor], recording)
         return self._program.run(seeds, recording, units)[source]
 
-    def _pull(self, recording: Recording, maps: Array, units: Array, depth: int) -> Array:
+    def _pull(self, recording: Recording, maps: Array, units: Array) -> Array:
         """The pixels of a few units, (m, C, h, w)."""
+        depth = len(self.layer.size)
         places = units[:, 4 - depth :]
         if self.method.unit_seed:
             seeds = np.ones(len(units), np.float32)
