@@ -38,7 +38,9 @@ def joined(
         ModelError: an older model cannot be converted to opset 13.
     """
     proto = onnx.load_model_from_string(model.cut([name for name in tensors if name != image]))
-    proto.ir_version = max(proto.ir_version, _IR_VERSION)  # before the fourth, initializers had to be inputs too
+    proto.ir_version = max(
+        proto.ir_version, _IR_VERSION
+    )  # before the fourth, initializers had to be inputs too
     if opset_of(proto) < OLDEST:
         try:
             proto = onnx.version_converter.convert_version(proto, OLDEST)

@@ -94,7 +94,7 @@ class Projector:
         self._memory, self._engine, self._path = memory, engine, path
         self._make_graph = graph
         self._session: Any = None
-        self._program: Program | None = None
+        self.program: Program | None = None
         self._lock = Lock()
         self.threads = (os.cpu_count() or 1) if engine == "stages" else 1
 
@@ -234,9 +234,9 @@ class Projector:
         if self._engine == "numpy":
             return run(self.plan, seeds, recording, units, [source])[source]
         with self._lock:
-            if self._program is None:
-                self._program = Program(self.plan, self._path, [source], [self.layer.tensor], recording)
-        return self._program.run(seeds, recording, units)[source]
+            if self.program is None:
+                self.program = Program(self.plan, self._path, [source], [self.layer.tensor], recording)
+        return self.program.run(seeds, recording, units)[source]
 
     def _pull(self, recording: Recording, maps: Array, units: Array) -> Array:
         """The pixels of a few units, (m, C, h, w)."""

@@ -33,7 +33,8 @@ def _refuse(self: OpenSize, *others: Any) -> NoReturn:
 
 
 class OpenSize:
-    """A size that is known only when the graph runs. It equals only itself, and cannot be computed with."""
+    """A size that is known only when the graph runs: more than 1, as far as anybody asks. It equals only itself, and
+    cannot be computed with."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -41,8 +42,14 @@ class OpenSize:
     def __repr__(self) -> str:
         return self.name
 
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = _refuse
-    __truediv__ = __rtruediv__ = __mod__ = __lt__ = __gt__ = __le__ = __ge__ = __index__ = _refuse
+    def __floordiv__(self, other: Any) -> int:
+        return 1 if other is self else _refuse(self, other)
+
+    def __gt__(self, other: Any) -> bool:
+        return True if isinstance(other, int) and other < 2 else _refuse(self, other)
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __rfloordiv__ = __mod__ = _refuse
+    __truediv__ = __rtruediv__ = __lt__ = __le__ = __ge__ = __index__ = _refuse
 
 
 Size: TypeAlias = "int | OpenSize"
@@ -316,6 +323,8 @@ _REDUCTIONS = {
 }
 _SUM_TAKES_AXES, _OTHERS_TAKE_AXES = 13, 18
 """The opsets from which reductions take their axes as an input."""
+_TRIANGLES = 14
+"""The opset that brought Trilu."""
 
 
 def _by_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -444,6 +453,8 @@ class Namespace:
             kind = _type_of(*others) if others else kind
         shape = broadcast(*(_shape_of(x) for x in (condition, a, b)))
         chosen = self._tracer.lift(condition, np.dtype(bool))
+        if kind.kind == "b":  # onnxruntime has no Where of truth values
+            return (chosen & a) | (~chosen & b)  # type: ignore[no-any-return]
         return self._tracer.node(
             "Where", shape, kind, chosen, self._tracer.lift(a, kind), self._tracer.lift(b, kind)
         )
@@ -532,6 +543,41 @@ class Namespace:
         """As in the array API."""
         axes = _axes(axis, x.ndim)
         return x[tuple(slice(None, None, -1 if a in axes else None) for a in range(x.ndim))]
+
+    @_by_numpy
+    def tensordot(self, a: Any, b: Any, axes: Any = 2) -> Traced:
+        """As in the array API, for one axis of each, the second a constant matrix."""
+        (first,), (second,) = axes
+        if not isinstance(b, np.ndarray) or b.ndim != 2:
+            raise Untraceable("a tensordot of more than a matrix")
+        matrix = np.ascontiguousarray(b if second % 2 == 0 else b.T)
+        return self.matmul(self.moveaxis(a, first, -1), matrix)  # type: ignore[no-any-return]
+
+    @_by_numpy
+    def cumulative_sum(
+        self, x: Traced, *, axis: int, dtype: Any = None, include_initial: bool = False
+    ) -> Traced:
+        """As in the array API."""
+        at = axis % x.ndim
+        if include_initial:
+            x = self.concat([self.zeros((*x.shape[:at], 1, *x.shape[at + 1 :]), x.dtype), x], axis=at)
+        return self._tracer.node("CumSum", x.shape, x.dtype, x, self._tracer.ints(at))
+
+    def _triangle(self, x: Traced, k: int, upper: int) -> Traced:
+        if self._tracer.writer.opset < _TRIANGLES:
+            raise Untraceable("a triangle")
+        diagonal = self._tracer.constant(np.array(k, np.int64))
+        return self._tracer.node("Trilu", x.shape, x.dtype, x, diagonal, upper=upper)
+
+    @_by_numpy
+    def triu(self, x: Traced, *, k: int = 0) -> Traced:
+        """As in the array API."""
+        return self._triangle(x, k, 1)
+
+    @_by_numpy
+    def tril(self, x: Traced, *, k: int = 0) -> Traced:
+        """As in the array API."""
+        return self._triangle(x, k, 0)
 
     @_by_numpy
     def argmax(self, x: Traced, axis: int, keepdims: bool = False) -> Traced:

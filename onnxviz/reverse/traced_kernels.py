@@ -193,17 +193,16 @@ def _(g: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence
 def _(g: Any, switch: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> Any:
     """Positions of the result that agree modulo the strides (a phase) get what is theirs, then join."""
     xp, tracer = g.tracer.namespace, g.tracer
-    if any(d != 1 for d in dilations):
-        raise Untraceable("a MaxPool with dilations")
     sizes = [int(n) for n in g.shape[2:]]
-    blocks = [n + -(-k // s) - 1 for n, k, s in zip(sizes, kernel, strides, strict=True)]
+    blocks = [n + (k - 1) * d // s for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)]
     cells = tracer.lift(switch, np.dtype(np.int32))
     zero = np.zeros((), g.dtype)
     phases: dict[tuple[int, ...], Any] = {}
     for number, cell in enumerate(np.ndindex(*kernel)):
-        phase = tuple(c % s for c, s in zip(cell, strides, strict=True))
+        reach = [c * d for c, d in zip(cell, dilations, strict=True)]
+        phase = tuple(r % s for r, s in zip(reach, strides, strict=True))
         part = xp.where(cells == np.int32(number), g, zero)
-        offsets = [0, 0, *(c // s for c, s in zip(cell, strides, strict=True))]
+        offsets = [0, 0, *(r // s for r, s in zip(reach, strides, strict=True))]
         part = kernels.place(part, offsets, [*g.shape[:2], *blocks])
         phases[phase] = phases[phase] + part if phase in phases else part
     none = tracer.filled((*g.shape[:2], *blocks), 0, g.dtype)
@@ -216,7 +215,9 @@ def _(g: Any, switch: Any, kernel: Sequence[int], strides: Sequence[int], dilati
         order = [0, 1, *itertools.chain(*((2 + depth + i, 2 + i) for i in range(depth)))]
         wide = [b * s for b, s in zip(blocks, strides, strict=True)]
         joined = xp.reshape(xp.permute_dims(stacked, order), (*g.shape[:2], *wide))
-    extent = [(n - 1) * s + k for n, k, s in zip(sizes, kernel, strides, strict=True)]
+    extent = [
+        (n - 1) * s + (k - 1) * d + 1 for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True)
+    ]
     return kernels.place(joined, [0] * g.ndim, [*g.shape[:2], *extent])
 
 

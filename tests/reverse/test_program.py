@@ -1,0 +1,226 @@
+"""The compiled reverse pass against the same rules in NumPy, over whole maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+import onnxviz
+from onnxviz.errors import UnsupportedOpError, UsageError
+from onnxviz.network import Network
+from onnxviz.reverse.methods import make_method
+from onnxviz.reverse.program import Program
+from onnxviz.reverse.rules import RULES
+from tests import light
+from tests.reverse import models
+from tests.reverse.cases import Array, Case, weights
+from tests.reverse.conftest import Opener
+from tests.reverse.models import network, node, pictures
+from tests.reverse.pasting import CLOSE, corner_units, window_error
+from tests.reverse.test_engine import METHODS, OVERRIDDEN, SANDWICHES
+from tests.reverse.test_rules import off_by
+
+ONLY_NUMPY = {"CumProd", "DFT", "ReduceProd", "TopK"}
+"""Of the operators that work on maps, those whose rules have no ONNX form."""
+
+TOO_OLD = {"BatchNormalization-opset8-for-each-position"}
+"""A form of an operator that onnx's converter cannot bring to opset 13."""
+
+FOUR_STEPS = (
+    [
+        node("Conv", "x w", "c", pads=[1, 1, 1, 1]),
+        node("Relu", "c", "r"),
+        node("MaxPool", "r", "p", kernel_shape=[3, 3], strides=[2, 2], pads=[0, 0, 1, 1]),
+        node("Conv", "p v", "y", pads=[1, 2, 0, 1], strides=[2, 1]),
+    ],
+    {"w": weights(4, 3, 3, 3), "v": weights(5, 4, 3, 3)},
+)
+
+
+def reopened(net: Network, engine: str) -> Network:
+    return onnxviz.load(net.file.path, provider="cpu", engine=engine)
+
+
+def error(found: Array, expected: Array) -> float:
+    """The largest difference of any unit, to its largest value."""
+    most = np.abs(expected).reshape(len(expected), -1).max(1)
+    return float((np.abs(found - expected).reshape(len(expected), -1).max(1) / np.maximum(most, 1e-20)).max())
+
+
+def program(net: Network, layer: str, method: str, x: Array) -> Program:
+    projector = net.projector(net.layer(layer), make_method(method))
+    projector.units(net.record(x, projector.records, projector.pools), np.zeros((1, 4), int))
+    assert projector.program is not None
+    return projector.program
+
+
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [
+        pytest.param(case, method, id=f"{case.id}-{method}")
+        for case in SANDWICHES
+        if case.op not in ONLY_NUMPY and case.id not in TOO_OLD
+        for method in (METHODS if case.op in OVERRIDDEN else METHODS[-1:])
+    ],
+)
+def test_one_graph_gives_what_whole_maps_give(case: Case, method: str, opened: Opener):
+    model = models.sandwich(case)
+    assert model is not None
+    net = reopened(opened(model), "graph")
+    assert window_error(net, pictures(model, 2), "last", corner_units(net, "last", 2), method) < CLOSE
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in SANDWICHES])
+def test_only_a_few_operators_are_left_to_numpy(case: Case, opened: Opener):
+    """Stages give the same as NumPy alone (`test_engine.py`); here is which moves NumPy does between them."""
+    model = models.sandwich(case)
+    assert model is not None
+    net = opened(model)
+    left = {move.node.op for move in program(net, "last", "gradient", pictures(model, 1)).by_numpy}
+    assert left == ({case.op} & (ONLY_NUMPY | {"MaxPool"}))
+
+
+@pytest.mark.parametrize("op", sorted(ONLY_NUMPY))
+def test_what_has_no_onnx_form_is_refused_by_name(op: str, opened: Opener, tmp_path: Path):
+    case = next(case for case in SANDWICHES if case.op == op)
+    model = models.sandwich(case)
+    assert model is not None
+    with pytest.raises(
+        UnsupportedOpError, match=rf"The reverse of {op} 'the_{op}'.* cannot be written as ONNX"
+    ):
+        opened(model).export_deconv("last", tmp_path / "deconv.onnx", "gradient")
+    assert not (tmp_path / "deconv.onnx").exists()
+
+
+@pytest.mark.parametrize("name", light.NAMES)
+def test_real_networks(name: str, tmp_path: Path):
+    path = light.write_light(name, tmp_path)
+    nets = {
+        engine: onnxviz.load(path, provider="cpu", engine=engine) for engine in ("stages", "graph", "numpy")
+    }
+    net = nets["numpy"]
+    x = np.random.default_rng(7).standard_normal((2, 3, *net.size)).astype(np.float32)
+    layer = "conv5" if name in ("bvlc_alexnet", "zfnet512") else "conv6"
+    units = corner_units(net, layer, 2)[::2]
+    expected = net.project_units(x, layer, units).pixels
+    for engine in ("stages", "graph"):
+        assert error(nets[engine].project_units(x, layer, units).pixels, expected) < CLOSE
+
+
+def test_the_rules_themselves_are_compiled(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    """A rule that is off is off in the compiled pass as well: there is no second table."""
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 1)
+    units = corner_units(net, "y", 1)
+    true = net.project_units(x, "y", units).pixels
+    monkeypatch.setitem(RULES, "Conv", off_by(0.001, RULES["Conv"]))
+    for engine in ("stages", "graph"):
+        found = reopened(net, engine).project_units(x, "y", units).pixels
+        assert error(found, true * np.float32(1.001**2)) < CLOSE
+
+
+def test_whole_maps_are_compiled_too(opened: Opener):
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 3)
+    layer, method = net.layer("y"), make_method("guided")
+    seeds = (
+        np.random.default_rng(0).standard_normal((4, *net.activations(x, "y").shape[1:])).astype(np.float32)
+    )
+    rows = np.array([2, 0, 0, 1])
+    found = {}
+    for engine in ("stages", "numpy"):
+        projector = net.projector(layer, method, windows=False, engine=engine)
+        recording = net.record(x, projector.records, projector.pools)
+        found[engine] = projector.maps(seeds, recording, rows)
+    assert error(found["stages"], found["numpy"]) < CLOSE
+
+
+def test_many_units_go_through_several_threads(opened: Opener):
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 5)
+    layer = net.layer("y")
+    rng = np.random.default_rng(0)
+    units = np.stack([rng.integers(0, n, 700) for n in (5, layer.channels, *layer.grid)], axis=1)
+    found, expected = (reopened(net, e).project_units(x, "y", units) for e in ("stages", "numpy"))
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert error(found.pixels, expected.pixels) < CLOSE
+
+
+@pytest.mark.parametrize("engine", ["stages", "graph", "numpy"])
+def test_little_memory_means_small_batches(engine: str, opened: Opener):
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 5)
+    small = onnxviz.load(net.file.path, provider="cpu", engine=engine, memory=64 << 10)
+    units = corner_units(net, "y", 5)
+    projector = small.projector(small.layer("y"), make_method("deconvnet"))
+    assert projector.units_at_once < 20
+    assert projector.images_at_once < 5 or engine == "graph"
+    found = small.project_units(x, "y", units).pixels
+    assert error(found, net.project_units(x, "y", units).pixels) < CLOSE
+
+
+def test_an_unknown_engine(opened: Opener):
+    net = opened(network(*FOUR_STEPS))
+    with pytest.raises(
+        UsageError, match=r"Engine 'fast' is not known. Choose one of auto, stages, graph, numpy"
+    ):
+        reopened(net, "fast")
+
+
+# Exported models
+
+
+def exported(net: Network, path: Path, method: str = "deconvnet") -> Path:
+    out = net.export_deconv("y", path / "deconv.onnx", method)
+    onnx.checker.check_model(str(out), full_check=True)
+    return out
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("opset", [9, 11, 13, 17, 18, 21])
+def test_an_exported_model_in_two_runtimes(opset: int, method: str, opened: Opener, tmp_path: Path):
+    model = network(*FOUR_STEPS, opset=opset)
+    net, x = opened(model), pictures(model, 2)
+    units = corner_units(net, "y", 2)
+    out = exported(net, tmp_path, method)
+    expected = reopened(net, "numpy").project_units(x, "y", units, method)
+    maps = net.activations(x, "y")
+    feeds = {"x": x, "units": units.astype(np.int64)}
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    for pixels, boxes, activations, rows in (
+        session.run(None, feeds),
+        ReferenceEvaluator(str(out)).run(None, feeds),
+    ):
+        assert error(pixels, expected.pixels) < CLOSE
+        np.testing.assert_array_equal(boxes, expected.boxes)
+        np.testing.assert_allclose(activations, maps[tuple(units.T)], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows, maps[units[:, 0], units[:, 1]], rtol=1e-4, atol=1e-5)
+
+
+def test_the_inputs_and_outputs_of_an_exported_model(opened: Opener, tmp_path: Path):
+    model = onnx.load(str(exported(opened(network(*FOUR_STEPS)), tmp_path)))
+
+    def described(values: object) -> dict[str, list[object]]:
+        return {
+            v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in values  # type: ignore[attr-defined]
+        }
+
+    assert described(model.graph.input) == {"x": ["N", 3, 13, 11], "units": ["units", 4]}
+    outputs = described(model.graph.output)
+    assert list(outputs) == ["pixels", "boxes", "activations", "maps"]
+    assert outputs["pixels"][:2] == ["units", 3]
+    assert outputs["boxes"] == ["units", 4]
+
+
+def test_export_where_it_cannot_be_written(opened: Opener, tmp_path: Path):
+    net = opened(network(*FOUR_STEPS))
+    with pytest.raises(UsageError, match="there is no folder"):
+        net.export_deconv("y", tmp_path / "nowhere" / "deconv.onnx")
+    with pytest.raises(UsageError, match="a folder"):
+        net.export_deconv("y", tmp_path)
