@@ -281,7 +281,7 @@ def _source(
     if isinstance(images, Source):
         return images
     if images is not None:
-        return open_source(Path(images), index_labels(names) if names else None)
+        return open_source(Path(images), index_labels(names) if names else None, recipe)
     source = builtin_source(recipe.channels, recipe.height, recipe.width)
     progress.note(f"No --images given: using {source.description}")
     return source

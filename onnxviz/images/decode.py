@@ -15,7 +15,19 @@ from PIL import Image, UnidentifiedImageError
 
 from onnxviz.errors import ImageError
 
-__all__ = ["SUFFIXES", "Picture", "decode", "quiet"]
+__all__ = [
+    "MIRRORED",
+    "SIDEWAYS",
+    "SUFFIXES",
+    "UPSIDE_DOWN",
+    "Picture",
+    "decode",
+    "opened",
+    "orientation",
+    "pixels",
+    "quiet",
+    "upright",
+]
 
 Picture: TypeAlias = NDArray[Any]
 """``(H, W, C)`` uint8 with C of 1 (grey) or 3 (RGB); from array files also float32 or any C."""
@@ -40,6 +52,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS, MIRRORED, UPSIDE_DOWN = frozenset({5, 6, 7, 8}), frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
+"""Orientations of which, once upright, the width is the stored height; the left edge was the right or bottom one; the
+top edge was the bottom or right one."""
 
 
 def decode(data: bytes, name: str) -> Picture:
@@ -53,6 +68,18 @@ def decode(data: bytes, name: str) -> Picture:
         ImageError: the bytes are no image that can be read, or one of more pixels than Pillow's
             ``Image.MAX_IMAGE_PIXELS`` (a decompression bomb).
     """
+    with opened(data, name) as image:
+        image.load()
+        return pixels(upright(image), name)
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image whose header is read; what goes wrong with it in the ``with`` block becomes an `ImageError`.
+
+    Raises:
+        ImageError: as `decode`.
+    """
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
@@ -61,9 +88,7 @@ def decode(data: bytes, name: str) -> Picture:
             if limit is not None and image.width * image.height > limit:
                 size = f"{image.width}×{image.height}"
                 raise ImageError(f"{name}: {size} pixels, more than the {limit:,} allowed; shrink it first")
-            image.load()
-            turn = UPRIGHT.get(_orientation(image))
-            return _pixels(image if turn is None else image.transpose(turn), name)
+            yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -74,8 +99,12 @@ def decode(data: bytes, name: str) -> Picture:
         raise ImageError(f"{name}: cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _pixels(image: Image.Image, name: str) -> Picture:
-    """The pixels of a loaded image of any mode."""
+def pixels(image: Image.Image, name: str) -> Picture:
+    """The pixels of a loaded image of any mode, as `decode` gives them.
+
+    Raises:
+        ImageError: they have no fixed range.
+    """
     if image.mode == "F":
         raise ImageError(
             f"{name}: floating-point pixels have no fixed range; save them as 8 bits, or as .npy"
@@ -97,11 +126,17 @@ def _pixels(image: Image.Image, name: str) -> Picture:
         image = image.convert("L")
     elif image.mode != "RGB":
         image = image.convert("RGB")
-    pixels = np.array(image, dtype=np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    array = np.asarray(image, dtype=np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
 
 
-def _orientation(image: Image.Image) -> int:
+def upright(image: Image.Image) -> Image.Image:
+    """The loaded image, turned as its EXIF orientation says."""
+    turn = UPRIGHT.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1..8; broken EXIF data does not spoil a good picture, it counts as upright."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onnxviz.errors import ImageError, UsageError
-from onnxviz.images.decode import Picture
+from onnxviz.images.decode import (
+    MIRRORED,
+    SIDEWAYS,
+    UPSIDE_DOWN,
+    Picture,
+    opened,
+    orientation,
+    pixels,
+    upright,
+)
 
 __all__ = ["PRESETS", "Preprocess", "from_json", "resolve_preprocess"]
 
@@ -26,6 +35,11 @@ _OUTSIDE = 16
 """How far beyond 0–255 values may reach and still be a picture's, rounding and overshoot aside."""
 
 _SHORTEST = 16
+
+_DRAFTED = ("JPEG", "MPO")
+"""Formats that can be decoded at a part of their size."""
+_SPARE = 1.5
+"""How many times larger than needed a picture is still decoded: what shrinks it is not the same as libjpeg's."""
 
 _GUESS = "guessed from the input's shape"
 
@@ -89,13 +103,42 @@ class Preprocess:
             return self._own_values(picture)
         if picture.ndim != 3 or 0 in picture.shape:
             raise ImageError(f"an array of shape {picture.shape} is no picture (height, width, channels)")
-        pixels, top, left = self._frame(self._channels(picture))
-        values = self._normalise(pixels)
-        if values.shape[1:] == (self.height, self.width):
-            return values
-        frame = np.zeros((self.channels, self.height, self.width), np.float32)
-        frame[:, top : top + values.shape[1], left : left + values.shape[2]] = values
-        return frame
+        size, box = self._fitted(picture.shape[0], picture.shape[1])
+        return self._framed(_resized(self._channels(picture), size, box))
+
+    def decode(self, data: bytes, name: str) -> NDArray[np.float32]:
+        """The network's values for an encoded image: as called with `decode.decode`'s picture, in less time.
+
+        A JPEG is decoded at half or a quarter of its size where that leaves `_SPARE` times what is needed, and is then
+        shrunk as others are: libjpeg works out no more pixels than that. On photographs (the built-in ones) the mean
+        difference to decoding all of it is 0.2 to 0.9 of 255, on the worst of them 1.7, in a single pixel 17.
+
+        Raises:
+            ImageError: it cannot be decoded, or does not suit the network.
+        """
+        with opened(data, name) as image:
+            if image.format not in _DRAFTED:
+                image.load()
+            turned = orientation(image)
+            width, height = image.size[::-1] if turned in SIDEWAYS else image.size
+            size, (left, top, right, bottom) = self._fitted(height, width)
+            spare = min((right - left) / size[1], (bottom - top) / size[0]) / _SPARE
+            smaller = next((n for n in (4, 2) if n <= spare), 1)
+            image.draft(None, (image.width // smaller, image.height // smaller))
+            image.load()
+            image = upright(image)
+            # A picture that is no whole number of blocks large has more than itself at its last edges.
+            x = image.width - width / smaller if turned in MIRRORED else 0.0
+            y = image.height - height / smaller if turned in UPSIDE_DOWN else 0.0
+            box = (left / smaller + x, top / smaller + y, right / smaller + x, bottom / smaller + y)
+            try:
+                if image.mode in ("L", "RGB") and not image.has_transparency_data:
+                    picture = self._channels(pixels(_resized_image(image, size, box), name))
+                else:
+                    picture = _resized(self._channels(pixels(image, name)), size, box)
+            except ImageError as error:
+                raise ImageError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
+        return self._framed(picture)
 
     def batch(self, arrays: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Stack (C, H, W) arrays in the network's layout (`model.inputs.ImageInput`), float32."""
@@ -156,14 +199,14 @@ class Preprocess:
     def _own_values(self, values: NDArray[Any]) -> NDArray[np.float32]:
         own = (self.channels, self.height, self.width)
         if values.dtype.kind == "f" and values.shape == own:
-            return np.array(values, dtype=np.float32, order="C")
+            return np.ascontiguousarray(values, np.float32)
         if values.dtype.kind == "f" and values.shape == (*own[1:], own[0]):
-            return np.array(values.transpose(2, 0, 1), dtype=np.float32, order="C")
+            return np.ascontiguousarray(values.transpose(2, 0, 1), np.float32)
         sizes = tuple(own["CHW".index(letter)] for letter in self.layout[1:])
         if values.dtype.kind == "f" and values.shape in (sizes, (*sizes, 1)):
             there = [self.layout.index(letter) - 1 for letter in "CHW" if letter in self.layout]
             moved = values.reshape(sizes).transpose(there)
-            return np.array(moved.reshape(own), dtype=np.float32, order="C")
+            return np.ascontiguousarray(moved.reshape(own), np.float32)
         raise ImageError(
             f"an array of {values.dtype} and shape {values.shape}; expected uint8 pictures, "
             f"or the network's own float values of shape {own} or {(*own[1:], own[0])}"
@@ -185,28 +228,41 @@ class Preprocess:
             return colours
         return np.concatenate([colours, np.full_like(colours[..., :1], 255)], axis=2)
 
-    def _frame(self, picture: Picture) -> tuple[Picture, int, int]:
-        """The picture resized, and where its top left corner lies in the network's frame."""
-        height, width = picture.shape[:2]
+    def _fitted(self, height: int, width: int) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+        """For a picture's size: the (height, width) to resize it to, and what part of it (left, top, right, bottom)."""
         box = (0.0, 0.0, float(width), float(height))
         if self.resize == "pad":
             factor = min(self.height / height, self.width / width)
-            size = (max(1, round(height * factor)), max(1, round(width * factor)))
-            return _resized(picture, size, box), (self.height - size[0]) // 2, (self.width - size[1]) // 2
+            return (max(1, round(height * factor)), max(1, round(width * factor))), box
         if self.resize == "crop":
             factor = max(self.height / height, self.width / width) / self.crop_fraction
             h, w = min(self.height / factor, height), min(self.width / factor, width)
             box = ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)
-        return _resized(picture, (self.height, self.width), box), 0, 0
+        return (self.height, self.width), box
 
-    def _normalise(self, pixels: Picture) -> NDArray[np.float32]:
+    def _framed(self, picture: Picture) -> NDArray[np.float32]:
+        """The network's values for a picture that is fitted, in the middle of its frame."""
+        values = self._normalise(picture)
+        height, width = values.shape[1:]
+        if (height, width) == (self.height, self.width):
+            return values
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        frame = np.zeros((self.channels, self.height, self.width), np.float32)
+        frame[:, top : top + height, left : left + width] = values
+        return frame
+
+    def _normalise(self, picture: Picture) -> NDArray[np.float32]:
+        planes = picture.transpose(2, 0, 1)
         if self.order == "bgr":
-            pixels = np.concatenate([pixels[..., 2::-1], pixels[..., 3:]], axis=2)
-        values = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+            planes = planes[::-1] if len(planes) == 3 else planes[[2, 1, 0, 3]]
+        values = planes.astype(np.float32, order="C")
         mean, std = self._statistics()
-        values *= np.float32(self.scale)
-        values -= mean
-        values /= std
+        if self.scale != 1:
+            values *= np.float32(self.scale)
+        if mean.any():
+            values -= mean
+        if (std != 1).any():
+            values /= std
         return values
 
     def _statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -428,9 +484,18 @@ def _resized(picture: Picture, size: tuple[int, int], box: tuple[float, float, f
         planes = [_resized(picture[..., c : c + 1], size, box) for c in range(picture.shape[2])]
         return np.concatenate(planes, axis=2)
     image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    resized = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    pixels = np.asarray(resized)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    array = np.asarray(_resized_image(image, size, box))
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _resized_image(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]
+) -> Image.Image:
+    """As `_resized`, of an image of Pillow's."""
+    height, width = size
+    if image.size == (width, height) and (box[2] - box[0], box[3] - box[1]) == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def _luminance(picture: Picture) -> Picture:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.images import archive
 from onnxviz.images.archive import Archive, open_archive
 from onnxviz.images.decode import SUFFIXES, Picture, decode, quiet
+
+if TYPE_CHECKING:
+    from onnxviz.images.preprocess import Preprocess
 
 __all__ = [
     "Listing",
@@ -82,13 +85,16 @@ class Source:
         return dict(sorted(counts.items(), key=lambda item: natural_key(item[0])))
 
 
-def open_source(path: Path, labels: Mapping[str, str] | None = None) -> Source:
+def open_source(
+    path: Path, labels: Mapping[str, str] | None = None, preprocess: Preprocess | None = None
+) -> Source:
     """Open a folder (with its sub-folders), an image, a zip or tar archive, or a .npy or .npz file.
 
     Folders and archives are sorted by name, numbers by value, the same in every locale; compressed tar files
     keep their own order. The first folder of a name is its label, in an archive after a folder that all
     members share. Hidden files are skipped. Arrays are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
-    ``labels`` renames labels: folder names, or the integers of an array as text.
+    ``labels`` renames labels: folder names, or the integers of an array as text. Where it is known what the images
+    are for, ``preprocess`` saves time: encoded ones are then read as the network's own values.
 
     Raises:
         UsageError: no such path, or a kind of file that holds no images.
@@ -98,18 +104,17 @@ def open_source(path: Path, labels: Mapping[str, str] | None = None) -> Source:
     labels = labels or {}
     suffix = path.suffix.lower()
     if path.is_dir():
-        return _folder(path, labels)
+        return _folder(path, labels, preprocess)
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder; give {ACCEPTED}")
     if suffix in (".npy", ".npz"):
         return _arrays(path, labels)
     if suffix in SUFFIXES:
-        return Source(
-            path.name, (Sample(_printable(path.name), None, partial(_read_file, str(path), path.name)),)
-        )
+        read = partial(_read_file, str(path), path.name, preprocess)
+        return Source(path.name, (Sample(_printable(path.name), None, read),))
     members = open_archive(path)
     if members is not None:
-        return _archive(path, members, labels)
+        return _archive(path, members, labels, preprocess)
     if suffix in archive.SUFFIXES:
         raise ImageError(
             f"{path}: not an archive that can be read; expected zip, or tar with or without compression"
@@ -181,7 +186,7 @@ def _natural_part(part: str) -> tuple[Any, ...]:
     return tuple(pieces)
 
 
-def _folder(root: Path, labels: Mapping[str, str]) -> Source:
+def _folder(root: Path, labels: Mapping[str, str], preprocess: Preprocess | None) -> Source:
     names: list[str] = []
     unreadable: dict[str, str] = {}
     ignored: Counter[str] = Counter()
@@ -202,7 +207,7 @@ def _folder(root: Path, labels: Mapping[str, str]) -> Source:
         shown = _printable(name)
         if name in unreadable:
             return Sample(shown, None, partial(_refuse, f"{shown}: {unreadable[name]}"))
-        return Sample(shown, _label(shown, labels), partial(_read_file, f"{root}/{name}", shown))
+        return Sample(shown, _label(shown, labels), partial(_read_file, f"{root}/{name}", shown, preprocess))
 
     title = _printable(root.resolve().name or str(root))
     return Source(_describe(f"{title}/", len(names), ignored), Listing(make, range(len(names))))
@@ -243,7 +248,9 @@ def _walk(root: str) -> Iterator[tuple[str, str | None]]:
                 yield name, f"cannot be read ({error.strerror})"
 
 
-def _archive(path: Path, members: Archive, labels: Mapping[str, str]) -> Source:
+def _archive(
+    path: Path, members: Archive, labels: Mapping[str, str], preprocess: Preprocess | None
+) -> Source:
     entries: list[tuple[str, int]] = []
     ignored: Counter[str] = Counter()
     for index, stored in enumerate(members.names):
@@ -266,7 +273,7 @@ def _archive(path: Path, members: Archive, labels: Mapping[str, str]) -> Source:
         name, member = entries[index]
         shown = _printable(name)
         label = _label(_printable(name.removeprefix(shared)), labels)
-        return Sample(shown, label, partial(_read_member, members, member, shown))
+        return Sample(shown, label, partial(_read_member, members, member, shown, preprocess))
 
     return Source(_describe(path.name, len(entries), ignored), Listing(make, range(len(entries))))
 
@@ -353,20 +360,20 @@ def _read_array(array: NDArray[Any], index: int, name: str) -> Picture:
     return np.ascontiguousarray(np.moveaxis(values, 0, 2) if channels_first else values)
 
 
-def _read_file(path: str, name: str) -> Picture:
+def _read_file(path: str, name: str, preprocess: Preprocess | None) -> Picture:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
-    return decode(data, name)
+    return preprocess.decode(data, name) if preprocess else decode(data, name)
 
 
-def _read_member(members: Archive, index: int, name: str) -> Picture:
+def _read_member(members: Archive, index: int, name: str, preprocess: Preprocess | None) -> Picture:
     try:
         data = members.read(index)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
-    return decode(data, name)
+    return preprocess.decode(data, name) if preprocess else decode(data, name)
 
 
 def _refuse(message: str) -> Picture:
