@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -14,10 +15,22 @@ from onnxviz.model.layers import Layer
 __all__ = ["layer_probes", "reduced"]
 
 Array: TypeAlias = NDArray[Any]
+Step: TypeAlias = tuple[str, tuple[Array | str, ...], Mapping[str, Any]]
 
 _FLOAT = 1  # TensorProto.FLOAT
 _SUM_TAKES_AXES, _MAX_TAKES_AXES = 13, 18
 """The opsets from which ReduceSum, and ReduceMax and ReduceMin, take their axes as an input."""
+_NONZERO = 9
+"""The opset that brought NonZero."""
+
+_LARGE_MAP, _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 16, 256
+"""Units of a map from which on the maximum is looked for in blocks, and units of a block."""
+
+_STEEPEST = float(np.finfo(np.float32).max)
+_NEVER_TINY = frozenset(
+    {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "LeakyRelu", "MatMul", "PRelu", "Relu"}
+)
+"""Operators whose results do not run out in ever smaller numbers, as those of a Softmax or a Sigmoid do."""
 
 
 def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
@@ -25,29 +38,81 @@ def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
 
     A vector comes out as it is. Names are ``<tensor>:max`` and so on.
     """
-    start: list[tuple[str, tuple[Array, ...], Mapping[str, Any]]] = [("Cast", (), {"to": _FLOAT})]
+    start: list[Step] = [("Cast", (), {"to": _FLOAT})]
     if layer.order != tuple(range(len(layer.order))):
         start.append(("Transpose", (), {"perm": list(layer.order)}))
     if not layer.size:
         return (Probe(f"{layer.tensor}:vector", layer.tensor, tuple(start)),)
-    start.append(("Reshape", (np.array([0, 0, -1], np.int64),), {}))
-
-    def reduce(op: str, since: int) -> tuple[str, tuple[Array, ...], Mapping[str, Any]]:
-        if opset >= since:
-            return (op, (np.array([2], np.int64),), {"keepdims": 0})
-        return (op, (), {"axes": [2], "keepdims": 0})
-
-    total = reduce("ReduceSum", _SUM_TAKES_AXES)
-    chains: dict[str, tuple[tuple[str, tuple[Array, ...], Mapping[str, Any]], ...]] = {
-        "max": (reduce("ReduceMax", _MAX_TAKES_AXES),),
-        "argmax": (("ArgMax", (), {"axis": 2, "keepdims": 0}),),
-        "min": (reduce("ReduceMin", _MAX_TAKES_AXES),),
-        "sum": (total,),
-        "active": (("Greater", (np.zeros(1, np.float32),), {}), ("Cast", (), {"to": _FLOAT}), total),
+    start.append(_reshape(0, 0, -1))
+    flat = Probe(f"{layer.tensor}:flat", layer.tensor, tuple(start), shown=False)
+    # The first is run last, so that HardSigmoid may write where it reads.
+    ends: dict[str, tuple[Step, ...]] = {
+        "active": (*_is_active(layer.op), _reduce("ReduceSum", 2, opset)),
+        "sum": (_reduce("ReduceSum", 2, opset),),
+        "min": (_reduce("ReduceMin", 2, opset),),
     }
-    return tuple(
-        Probe(f"{layer.tensor}:{name}", layer.tensor, (*start, *end)) for name, end in chains.items()
+    others = [Probe(f"{layer.tensor}:{name}", flat.name, steps) for name, steps in ends.items()]
+    return (flat, *others, *_strongest(layer, flat.name, opset))
+
+
+def _strongest(layer: Layer, flat: str, opset: int) -> tuple[Probe, ...]:
+    """The maximum of each map and its first place.
+
+    onnxruntime's ArgMax is several times slower than its ReduceMax. So of a large map the maxima of blocks are
+    taken first, then the first block that has the largest of them is searched alone.
+    """
+
+    def probe(name: str, source: str, *steps: Step, shown: bool = True) -> Probe:
+        return Probe(f"{layer.tensor}:{name}", source, steps, shown)
+
+    units = math.prod(layer.size)
+    block = max(d for d in range(1, _LARGEST_BLOCK + 1) if units % d == 0)
+    if units < _LARGE_MAP or block < _SMALLEST_BLOCK or opset < _NONZERO:
+        search: Step = ("ArgMax", (), {"axis": 2, "keepdims": 0})
+        return (probe("max", flat, _reduce("ReduceMax", 2, opset)), probe("argmax", flat, search))
+    # Maps have the shape (N, C, blocks, units of a block); all blocks of all maps lie one below the other in "rows".
+    blocks = probe("blocks", flat, _reshape(0, 0, -1, block), shown=False)
+    maxima = probe("maxima", blocks.name, _reduce("ReduceMax", 3, opset), shown=False)
+    largest = probe("max", maxima.name, _reduce("ReduceMax", 2, opset))
+    which = probe("which", maxima.name, ("ArgMax", (), {"axis": 2, "keepdims": 0}), _reshape(-1), shown=False)
+    rows = probe("rows", blocks.name, _reshape(-1, block), shown=False)
+    # 0, 1, 2 … for the maps, whose number is not known beforehand.
+    number: tuple[Step, ...] = (("Equal", (which.name,), {}), ("NonZero", (), {}), _reshape(-1))
+    first: Step = ("Mul", (np.array(units // block, np.int64),), {})
+    row = probe("row", which.name, *number, first, ("Add", (which.name,), {}), shown=False)
+    best = probe(
+        "within",
+        rows.name,
+        ("Gather", (row.name,), {"axis": 0}),
+        ("ArgMax", (), {"axis": 1, "keepdims": 0}),
+        shown=False,
     )
+    place = probe(
+        "argmax",
+        which.name,
+        ("Mul", (np.array(block, np.int64),), {}),
+        ("Add", (best.name,), {}),
+        _reshape(-1, layer.channels),
+    )
+    return (blocks, maxima, largest, which, rows, row, best, place)
+
+
+def _is_active(op: str) -> tuple[Step, ...]:
+    """1 for a unit above 0, else 0."""
+    if op in _NEVER_TINY:
+        # One pass less. Only a positive number below 2⁻¹²⁸ gives less than 1.
+        return (("HardSigmoid", (), {"alpha": _STEEPEST, "beta": 0.0}),)
+    return (("Greater", (np.zeros(1, np.float32),), {}), ("Cast", (), {"to": _FLOAT}))
+
+
+def _reduce(op: str, axis: int, opset: int) -> Step:
+    if opset >= (_SUM_TAKES_AXES if op == "ReduceSum" else _MAX_TAKES_AXES):
+        return (op, (np.array([axis], np.int64),), {"keepdims": 0})
+    return (op, (), {"axes": [axis], "keepdims": 0})
+
+
+def _reshape(*shape: int) -> Step:
+    return ("Reshape", (np.array(shape, np.int64),), {})
 
 
 def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:

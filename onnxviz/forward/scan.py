@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -94,34 +95,75 @@ def scan(
         raise UsageError(f"At most {MOST_HITS} images are kept for each channel, not {top}.")
     size = batch_size or batch_size_for(network, layers)
     total = min(len(source.samples), limit or len(source.samples))
-    probes = [probe for layer in layers for probe in layer_probes(layer, network.model.opset)]
+    # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
+    probes = [probe for layer in reversed(layers) for probe in layer_probes(layer, network.model.opset)]
     runner = network.runner([], probes=probes)
-    found = [
-        LayerScan(
-            layer,
-            TopK.empty(layer.channels, top),
-            TopK.empty(1, top),
-            ChannelStats.empty(layer.channels, math.prod(layer.size)),
-        )
-        for layer in layers
-    ]
+    tally = _Tally(layers, top, rank)
     skipped: list[tuple[str, str]] = []
     done = images = 0
-    for indices, arrays, bad in _batches(prepared(source, preprocess, total, ahead=2 * size), size):
-        for index, reason in bad:
-            name = source.samples[index].name
-            skipped.append((name, reason.removeprefix(f"{name}: ")))
-        done += len(indices) + len(bad)
-        if indices:
-            images += len(indices)
-            outputs = runner.run(network.feed(preprocess.batch(arrays)))
-            found = [_updated(one, outputs, np.array(indices, np.int64), rank) for one in found]
-        if progress:
-            progress(done, total)
+    with (
+        closing(prepared(source, preprocess, total, ahead=2 * size)) as items,
+        ThreadPoolExecutor(1, "onnxviz-tally") as beside,
+    ):
+        counted: Future[None] | None = None
+        for indices, arrays, bad in _batches(items, size):
+            for index, reason in bad:
+                name = source.samples[index].name
+                skipped.append((name, reason.removeprefix(f"{name}: ")))
+            done += len(indices) + len(bad)
+            if indices:
+                images += len(indices)
+                outputs = runner.run(network.feed(preprocess.batch(arrays)))
+                if counted:
+                    counted.result()
+                counted = beside.submit(tally.add, outputs, np.array(indices, np.int64))
+            if progress:
+                progress(done, total)
+        if counted:
+            counted.result()
     if not images:
         reasons = f" The first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise NoImagesError(f"{source.description}: not one image could be read.{reasons}")
-    return Scan(tuple(found), images, tuple(skipped), runner.note)
+    return Scan(tally.layers(), images, tuple(skipped), runner.note)
+
+
+class _Tally:
+    """What was found so far, of all channels of all layers side by side: NumPy is slow at many small arrays."""
+
+    def __init__(self, layers: Sequence[Layer], top: int, rank: str) -> None:
+        self._layers, self._rank = layers, rank
+        ends = np.cumsum([layer.channels for layer in layers])
+        self._starts = ends - [layer.channels for layer in layers]
+        self._widths = np.repeat([layer.grid[1] for layer in layers], [layer.channels for layer in layers])
+        self._topk = TopK.empty(int(ends[-1]), top)
+        self._overall = TopK.empty(len(layers), top)
+        self._stats = ChannelStats.empty(int(ends[-1]), 0)
+
+    def add(self, outputs: Mapping[str, Array], images: Array) -> None:
+        """Count a batch: its raw outputs, and the numbers (N,) of its images."""
+        parts = [reduced(layer, outputs) for layer in self._layers]
+        values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+        y, x = np.divmod(values["argmax"], self._widths)
+        finite = np.isfinite(values["max"]) & np.isfinite(values["min"]) & np.isfinite(values["sum"])
+        score = values["sum" if self._rank == "sum" else "max"]
+        score = np.where(finite, np.zeros_like(score) if self._rank == "first" else score, np.nan)
+        self._topk = self._topk.with_batch(score, values["max"], images, y, x)
+        together = np.add.reduceat(np.where(finite, np.maximum(score, 0), 0), self._starts, 1, np.float64)
+        some = np.logical_or.reduceat(finite, self._starts, axis=1)
+        together = np.where(some, together, np.nan)
+        zeros = np.zeros(together.shape, np.int32)
+        self._overall = self._overall.with_batch(together, together, images, zeros, zeros)
+        self._stats = self._stats.merge(ChannelStats.of_batch(values, 0))
+
+    def layers(self) -> tuple[LayerScan, ...]:
+        """The layers, each for itself."""
+        found = []
+        for index, (layer, start) in enumerate(zip(self._layers, self._starts, strict=True)):
+            part = slice(int(start), int(start) + layer.channels)
+            stats = self._stats.channels(part, math.prod(layer.size))
+            overall = self._overall.channels(slice(index, index + 1))
+            found.append(LayerScan(layer, self._topk.channels(part), overall, stats))
+        return tuple(found)
 
 
 def batch_size_for(network: Network, layers: Sequence[Layer]) -> int:
@@ -137,7 +179,7 @@ def batch_size_for(network: Network, layers: Sequence[Layer]) -> int:
 
 def prepared(
     source: Source, preprocess: Preprocess, total: int, *, ahead: int
-) -> Iterator[tuple[int, Array | ImageError]]:
+) -> Generator[tuple[int, Array | ImageError], None, None]:
     """The first ``total`` samples as input arrays (C, H, W), in order, decoded ``ahead`` in threads."""
 
     def read(index: int) -> Array | ImageError:
@@ -178,24 +220,3 @@ def _batches(
             indices, arrays, bad = [], [], []
     if indices or bad:
         yield indices, arrays, bad
-
-
-def _updated(one: LayerScan, outputs: dict[str, Array], images: Array, rank: str) -> LayerScan:
-    layer = one.layer
-    values = reduced(layer, outputs)
-    y, x = np.divmod(values["argmax"], layer.grid[1])
-    finite = np.isfinite(values["max"]) & np.isfinite(values["min"]) & np.isfinite(values["sum"])
-    score = values["sum" if rank == "sum" else "max"]
-    score = np.where(finite, np.zeros_like(score) if rank == "first" else score, np.nan)
-    k = one.topk.score.shape[1]
-    batch = TopK.of_batch(score, values["max"], images, y, x, k)
-    together = np.where(finite, np.maximum(score, 0), 0).sum(1, dtype=np.float64)[:, None]
-    together = np.where(finite.any(1, keepdims=True), together, np.nan)
-    zeros = np.zeros(together.shape, np.int32)
-    overall = TopK.of_batch(together, together, images, zeros, zeros, k)
-    return LayerScan(
-        layer,
-        batch.merge(one.topk),
-        overall.merge(one.overall),
-        one.stats.merge(ChannelStats.of_batch(values, one.stats.positions)),
-    )

@@ -56,12 +56,16 @@ class TopK:
     @classmethod
     def of_batch(cls, score: Array, activation: Array, image: Array, y: Array, x: Array, k: int) -> TopK:
         """Of one batch: ``image`` is (N,), the others (N, C). Scores that are no number rank nowhere."""
-        score = np.where(np.isnan(score), -np.inf, score).astype(np.float64)
-        images = np.where(np.isneginf(score), _NO_IMAGE, image[:, None])
+        score = np.where(np.isnan(score), -np.inf, score).T.astype(np.float64)
+        nowhere = np.isneginf(score)
         every = cls(
-            score.T, activation.T.astype(np.float32), images.T, y.T.astype(np.int32), x.T.astype(np.int32)
+            score,
+            np.where(nowhere, -np.inf, activation.T).astype(np.float32),
+            np.where(nowhere, _NO_IMAGE, image),
+            np.where(nowhere, 0, y.T).astype(np.int32),
+            np.where(nowhere, 0, x.T).astype(np.int32),
         )
-        return every.merge(cls.empty(score.shape[1], k))
+        return every.merge(cls.empty(len(score), k))
 
     def merge(self, other: TopK) -> TopK:
         """The best of both, as many as ``other`` keeps."""
@@ -69,6 +73,30 @@ class TopK:
         joined = {name: np.concatenate([mine, theirs], axis=1) for name, mine, theirs in self._pairs(other)}
         order = np.lexsort((joined["image"], -joined["score"]), axis=1)[:, :k]
         return TopK(**{name: np.take_along_axis(array, order, axis=1) for name, array in joined.items()})
+
+    def with_batch(self, score: Array, activation: Array, image: Array, y: Array, x: Array) -> TopK:
+        """Merged with one batch, given as to `of_batch`: only channels in which an image gets a place are sorted."""
+        last, holder = self.score[:, -1], self.image[:, -1]
+        better = (score > last) | ((score == last) & (image[:, None] < holder))
+        rows = np.flatnonzero(better.any(0))
+        if not len(rows):
+            return self
+        whole = len(rows) == len(last)
+        mine = self
+        if not whole:
+            score, activation, y, x = (array[:, rows] for array in (score, activation, y, x))
+            mine = TopK(**{name: array[rows] for name, array in self.arrays().items()})
+        merged = TopK.of_batch(score, activation, image, y, x, self.score.shape[1]).merge(mine)
+        if whole:
+            return merged
+        arrays = {name: array.copy() for name, array in self.arrays().items()}
+        for name, array in merged.arrays().items():
+            arrays[name][rows] = array
+        return TopK(**arrays)
+
+    def channels(self, part: slice) -> TopK:
+        """Of some channels only."""
+        return TopK(**{name: array[part] for name, array in self.arrays().items()})
 
     def _pairs(self, other: TopK) -> Iterator[tuple[str, Array, Array]]:
         for name in ("score", "activation", "image", "y", "x"):
@@ -128,17 +156,25 @@ class ChannelStats:
     @classmethod
     def of_batch(cls, found: Mapping[str, Array], positions: int) -> ChannelStats:
         """Of one batch's reductions (`probes.reduced`), each (N, C)."""
-        fine = np.isfinite(found["max"]) & np.isfinite(found["min"]) & np.isfinite(found["sum"])
+        largest, smallest, total, active = (found[name] for name in ("max", "min", "sum", "active"))
+        fine = np.isfinite(largest) & np.isfinite(smallest) & np.isfinite(total)
+        if not fine.all():
+            largest, smallest = np.where(fine, largest, -np.inf), np.where(fine, smallest, np.inf)
+            total, active = np.where(fine, total, 0), np.where(fine, active, 0)
         return cls(
             positions,
             fine.sum(0),
-            np.where(fine, found["max"], -np.inf).max(0),
-            np.where(fine, found["min"], np.inf).min(0),
-            np.where(fine, found["sum"], 0).sum(0, dtype=np.float64),
-            (fine & (found["max"] > 0)).sum(0),
-            np.where(fine, found["active"], 0).sum(0).astype(np.int64),
+            largest.max(0),
+            smallest.min(0),
+            total.sum(0, dtype=np.float64),
+            (largest > 0).sum(0),
+            np.rint(active.sum(0, dtype=np.float64)).astype(np.int64),
             (~fine).sum(0),
         )
+
+    def channels(self, part: slice, positions: int) -> ChannelStats:
+        """Of some channels only, whose maps have ``positions`` units."""
+        return ChannelStats(positions, **{name: array[part] for name, array in self.arrays().items()})
 
     def merge(self, other: ChannelStats) -> ChannelStats:
         """Of the images of both."""

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import io
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -161,13 +161,15 @@ class Graph:
 class Probe:
     """A small computation on one tensor, appended to a cut graph.
 
-    ``nodes`` is a chain of (op, extra constant inputs, attributes); the chain's result gets the name
-    ``name`` and becomes an output.
+    ``source`` is a tensor of the graph or the name of a probe before this one. ``nodes`` is a chain of (op, further
+    inputs, attributes); a further input is a constant or the name of a tensor or of a probe before. The chain's
+    result gets the name ``name``, and becomes an output unless it is only there for other probes (``shown``).
     """
 
     name: str
     source: str
-    nodes: tuple[tuple[str, tuple[np.ndarray, ...], Mapping[str, Any]], ...]
+    nodes: tuple[tuple[str, tuple[np.ndarray | str, ...], Mapping[str, Any]], ...]
+    shown: bool = True
 
 
 class ModelFile:
@@ -418,7 +420,8 @@ class ModelFile:
             known: tensors that are not computed but have these values.
         """
         known = known or {}
-        needed = self.graph.ancestors([*tensors, *(p.source for p in probes), *pool_indices], known)
+        sources = {name for probe in probes for name in _read_by(probe)} - {probe.name for probe in probes}
+        needed = self.graph.ancestors([*tensors, *sources, *pool_indices], known)
         model = self._skeleton()
         graph = model.graph
         for info in self._inputs:
@@ -453,11 +456,14 @@ class ModelFile:
                 out = probe.name if step == len(probe.nodes) - 1 else f"{probe.name}:{step}"
                 extra = []
                 for index, constant in enumerate(constants):
+                    if isinstance(constant, str):
+                        extra.append(constant)
+                        continue
                     extra.append(f"{out}:const{index}")
                     graph.initializer.append(numpy_helper.from_array(constant, extra[-1]))
                 graph.node.append(helper.make_node(op, [value_name, *extra], [out], **attrs))
                 value_name = out
-        wanted = [*tensors, *(p.name for p in probes), *(f"{t}:indices" for t in pool_indices)]
+        wanted = [*tensors, *(p.name for p in probes if p.shown), *(f"{t}:indices" for t in pool_indices)]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
         weights = (t for name, t in self.initializers.items() if name in needed and name not in known)
         return _serialised(model, weights)
@@ -484,6 +490,13 @@ def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
         for node in nodes
         if node.op_type in ("QLinearConv", "QLinearMatMul") and node.domain in ("", "ai.onnx")
     ]
+
+
+def _read_by(probe: Probe) -> Iterator[str]:
+    """The tensors and other probes that a probe starts from."""
+    yield probe.source
+    for _, inputs, _ in probe.nodes:
+        yield from (name for name in inputs if isinstance(name, str))
 
 
 def _value_of(constants: Constants) -> Callable[[str], np.ndarray | None]:

@@ -90,3 +90,55 @@ def test_half_precision_is_reduced_in_single(tmp_path):
     assert found["sum"].dtype == np.float32
     np.testing.assert_array_equal(found["sum"], 60 * 60 * 30)
     np.testing.assert_array_equal(found["active"], 3600)
+
+
+SIZES = {
+    "blocks": (56, 48),
+    "rows-of-one-block": (2, 256),
+    "odd": (55, 57),
+    "prime": (1, 523),
+    "of-17": (17, 31),
+}
+"""Maps that are searched in blocks, or whose number of units has no divisor that would do."""
+
+
+def _maximum_net(folder, size, opset):
+    model = build([node("Relu", "x", "r", "relu")], x=("N", 3, *size), opset=opset)
+    return onnxviz.load(write(folder / "m.onnx", model), provider="cpu")
+
+
+@pytest.mark.parametrize("opset", [8, 9, 13, 21])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_the_maximum_of_a_large_map(tmp_path, size, opset):
+    net = _maximum_net(tmp_path, size, opset)
+    x = np.random.default_rng(3).normal(size=(4, 3, *size)).astype(np.float32)
+    flat = np.maximum(x, 0).reshape(4, 3, -1)
+    found = _reduce(net, net.layer("relu"), x)
+    np.testing.assert_array_equal(found["max"], flat.max(2))
+    np.testing.assert_array_equal(found["argmax"], flat.argmax(2))
+    np.testing.assert_array_equal(found["active"], (flat > 0).sum(2))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_ties_in_a_large_map_go_to_the_first_unit(tmp_path, size):
+    """Few values, so that each is in many blocks, and many times in each; and maps of one value."""
+    net = _maximum_net(tmp_path, size, 17)
+    x = np.random.default_rng(4).integers(0, 4, (5, 3, *size)).astype(np.float32)
+    x[1], x[2, 1] = 0, -1
+    x[3, 2] = np.where(np.arange(size[0] * size[1]).reshape(size) < size[0] * size[1] - 1, 1, 9)
+    flat = np.maximum(x, 0).reshape(5, 3, -1)
+    found = _reduce(net, net.layer("relu"), x)
+    np.testing.assert_array_equal(found["argmax"], flat.argmax(2))
+
+
+@pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Softmax"])
+def test_active_units_are_counted_however_small(tmp_path, op):
+    """Down to 2⁻¹²⁶ in any layer, and below that where an operator's results get that small."""
+    x = np.random.default_rng(5).normal(size=(2, 3, 9, 11)).astype(np.float32)
+    x[0, 0, :5] = 2e-38
+    x[0, 1, :5] = -2e-38
+    x[1] = -98 + x[1]
+    model = build([node(op, "x", "r", "layer"), node("Relu", "r", "y")], x=("N", 3, 9, 11), opset=17)
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    flat = net.activations(x, "layer").reshape(2, 3, -1)
+    np.testing.assert_array_equal(_reduce(net, net.layer("layer"), x)["active"], (flat > 0).sum(2))

@@ -72,6 +72,25 @@ def test_merge_is_associative_and_commutative(seed):
     _same(a.merge(TopK.empty(4, 5)), a)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_batch_after_batch_equals_merging(seed):
+    """In any order, with ties between batches, and with batches in which no image gets a place."""
+    rng = np.random.default_rng([seed, 1])
+    images, channels, k = rng.integers(20, 60), rng.integers(1, 6), rng.integers(1, 5)
+    everything = _everything(rng, images, channels)
+    found = merged = TopK.empty(channels, k)
+    for rows in np.array_split(rng.permutation(images), 12):
+        score, activation, image, y, x = everything
+        before = {name: array.copy() for name, array in found.arrays().items()}
+        after = found.with_batch(score[rows], activation[rows], image[rows], y[rows], x[rows])
+        for name, array in found.arrays().items():
+            np.testing.assert_array_equal(array, before[name])
+        found, merged = after, merged.merge(_of(everything, rows, k))
+        _same(found, merged)
+    for channel in range(channels):
+        assert found.hits(channel) == _brute_force(everything, channel, k)
+
+
 def test_images_within_a_batch_may_come_in_any_order():
     rng = np.random.default_rng(1)
     everything = _everything(rng, 25, 3)
