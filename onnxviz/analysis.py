@@ -26,10 +26,12 @@ from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
-from onnxviz.pictures import SEEDS, draw_layer
+from onnxviz.pictures import SEEDS, draw_layer, wanted_maps
 from onnxviz.progress import Progress
+from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
 from onnxviz.reverse.methods import make_method
+from onnxviz.reverse.project import DEFAULT_MEMORY
 
 __all__ = ["analyze", "open_network", "parse_channels", "preprocess_for"]
 
@@ -52,6 +54,8 @@ def analyze(
     limit: int | None = None,
     batch_size: int | None = None,
     provider: str = "auto",
+    engine: str = "auto",
+    memory: int = DEFAULT_MEMORY,
     preprocess: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -77,6 +81,8 @@ def analyze(
             policies (`reverse.methods.make_method`).
         rank: ``max``, ``sum`` or ``first`` (`forward.scan.RANKS`).
         seed: ``unit`` or ``map`` (`pictures.SEEDS`).
+        engine: what computes projections (`reverse.project.ENGINES`).
+        memory: about how many bytes projecting may take, weights not counted.
         preprocess, mean, std, bgr, size: see `images.preprocess.resolve_preprocess`.
         image, feeds: the input that takes images, and values of others (`network.load`).
         labels: class names of the output units, or a file of them.
@@ -94,6 +100,8 @@ def analyze(
     network, recipe = open_network(
         model,
         provider=provider,
+        engine=engine,
+        memory=memory,
         preprocess=preprocess,
         mean=mean,
         std=std,
@@ -143,15 +151,25 @@ def analyze(
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         folder = Path(folder)
         gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
+        bare_layers = [
+            LayerAtlas(
+                one.layer, slug, one.topk, one.overall, one.stats, shown, named.get(one.layer.tensor), None
+            )
+            for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True)
+        ]
+        recorder = Recorder(network, gallery)
+        projectors = [network.projector(bare.layer, chosen, windows=seed == "unit") for bare in bare_layers]
+        recorder.keep(
+            [(p, wanted_maps(bare)) for p, bare in zip(projectors, bare_layers, strict=True)], progress
+        )
         drawn = []
-        for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True):
-            classes = named.get(one.layer.tensor)
-            bare = LayerAtlas(one.layer, slug, one.topk, one.overall, one.stats, shown, classes, None)
-            progress.start(f"Projecting {one.layer}", bare.hits_shown, "hits")
+        for bare in bare_layers:
+            progress.start(f"Projecting {bare.layer}", bare.hits_shown, "hits")
             drawn.append(
                 draw_layer(
                     network,
                     bare,
+                    recorder,
                     gallery,
                     recipe,
                     chosen,
@@ -190,6 +208,8 @@ def open_network(
     model: str | Path,
     *,
     provider: str = "auto",
+    engine: str = "auto",
+    memory: int = DEFAULT_MEMORY,
     preprocess: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -203,7 +223,10 @@ def open_network(
     taken = image_input(file, image)
     recipe = preprocess_for(file, taken, preset=preprocess, mean=mean, std=std, bgr=bgr, size=size)
     size = (recipe.height, recipe.width)
-    return Network(file, provider=choose_provider(provider), size=size, image=taken.name), recipe
+    network = Network(
+        file, provider=choose_provider(provider), size=size, image=taken.name, engine=engine, memory=memory
+    )
+    return network, recipe
 
 
 def preprocess_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +30,22 @@ app = typer.Typer(
     "projections of any ONNX model, as an offline HTML report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich takes a third of the time of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 ModelArgument = Annotated[Path, typer.Argument(help="The model, an ONNX file.", show_default=False)]
 Provider = Annotated[
     str, typer.Option(help="Where to run the network: auto (CUDA where there is one), cuda or cpu.")
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="What computes projections: auto, stages or graph (compiled for onnxruntime), or numpy (slow, plain)."
+    ),
+]
+Memory = Annotated[
+    str, typer.Option(help="About how much memory projecting may take, weights not counted: 512M, 2G.")
 ]
 Preset = Annotated[
     str | None,
@@ -185,6 +196,8 @@ def analyze(
         typer.Option(min=1, help="Images a run.", show_default="what memory allows, up to 32"),
     ] = None,
     provider: Provider = "auto",
+    engine: Engine = "auto",
+    memory: Memory = "1G",
     preprocess: Preset = None,
     mean: Mean = None,
     std: Std = None,
@@ -231,6 +244,8 @@ def analyze(
                 limit=limit,
                 batch_size=batch_size,
                 provider=provider,
+                engine=engine,
+                memory=_bytes(memory),
                 preprocess=preprocess,
                 mean=_numbers("--mean", mean),
                 std=_numbers("--std", std),
@@ -373,6 +388,8 @@ def project(
     lrn: Lrn = None,
     activation: Activation = None,
     provider: Provider = "auto",
+    engine: Engine = "auto",
+    memory: Memory = "1G",
     preprocess: Preset = None,
     mean: Mean = None,
     std: Std = None,
@@ -397,6 +414,8 @@ def project(
         network, recipe = open_network(
             model,
             provider=provider,
+            engine=engine,
+            memory=_bytes(memory),
             preprocess=preprocess,
             mean=_numbers("--mean", mean),
             std=_numbers("--std", std),
@@ -418,6 +437,40 @@ def project(
         typer.echo(f"{found}, channel {channel}, {where}: activation {activation_:.4g}, sees {box}")
         typer.echo(f"{recipe.describe()} ({recipe.origin}); {chosen.name}; {network.provider.upper()}")
         typer.echo(f"Picture: {target}")
+
+
+@app.command("export-deconv")
+def export_deconv(
+    model: ModelArgument,
+    layer: Annotated[
+        str, typer.Option("--layer", "-l", help="The layer, by name or alias.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
+    method: MethodOption = "deconvnet",
+    overlap: Overlap = "sum",
+    lrn: Lrn = None,
+    activation: Activation = None,
+    size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
+    debug: Debug = False,
+) -> None:
+    """Write a model that takes images and units of a layer and gives these units' projections, in any ONNX runtime.
+
+    Its inputs are the network's own images and units (M, 4): sample, channel, y, x. Its outputs: pixels (M, C, h, w),
+    boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
+    """
+    with _errors(debug):
+        from onnxviz.analysis import open_network
+        from onnxviz.reverse.methods import make_method
+
+        chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
+        network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
+        found = network.layer(layer)
+        path = network.export_deconv(found, out, chosen)
+        typer.echo(
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB. It takes {network.image} and units: int64 M×4."
+        )
 
 
 @app.command()
@@ -565,6 +618,22 @@ def _size(text: str | None) -> tuple[int, int] | None:
         raise UsageError(f"--size {text!r}: write 224, or 224x320 for height x width.")
     height, width = int(parts[0]), int(parts[-1])
     return height, width
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_LEAST_MEMORY = 16 << 20
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--memory {text!r}: write a number of bytes, such as 512M or 2G.")
+    size = int(float(match[1]) * _UNITS[match[2].upper()])
+    if size < _LEAST_MEMORY:
+        raise UsageError(
+            f"--memory {text!r}: less than {_LEAST_MEMORY >> 20}M; projecting needs more than that."
+        )
+    return size
 
 
 def _position(text: str | None) -> tuple[int, int] | None:

@@ -153,6 +153,7 @@ class Network:
         self.size = self._resolve_size(size)
         self._settled: dict[tuple[tuple[str, Shape], ...], _Settled] = {}
         self._recorder: tuple[tuple[Any, ...], Runner] | None = None
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._projectors: dict[tuple[Any, ...], Projector] = {}
         self._other: Network | None = None
 
@@ -520,6 +521,12 @@ class Network:
 
     def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
         """The plan behind `projector`."""
+        key = (layer.tensor, method, windows)
+        if key not in self._plans:
+            self._plans[key] = self._plan_units(layer, method, windows=windows)
+        return self._plans[key]
+
+    def _plan_units(self, layer: Layer, method: Method, *, windows: bool) -> Plan:
         shapes = self.shapes()
         full = whole(shapes[layer.tensor])
         spans = list(full)

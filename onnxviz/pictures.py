@@ -21,11 +21,12 @@ from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.recorder import Recorder, Wanted
 from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.project import Projector
 
-__all__ = ["SEEDS", "draw_layer", "project_image"]
+__all__ = ["SEEDS", "draw_layer", "project_image", "wanted_maps"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -48,9 +49,20 @@ class _Wanted:
     hit: Hit
 
 
+def _wanted(item: _Wanted) -> Wanted:
+    return Wanted(item.hit.image, item.channel)
+
+
+def wanted_maps(one: LayerAtlas) -> list[Wanted]:
+    """The maps that drawing a layer needs."""
+    found = [Wanted(hit.image, None) for hit in one.overall_hits]
+    return found + [Wanted(hit.image, channel) for channel in one.alive for hit in one.topk.hits(channel)]
+
+
 def draw_layer(
     network: Network,
     one: LayerAtlas,
+    recorder: Recorder,
     gallery: Gallery,
     preprocess: Preprocess,
     method: Method,
@@ -70,7 +82,7 @@ def draw_layer(
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
-    artist = _Artist(network, one, gallery, preprocess, method, seed, progress)
+    artist = _Artist(network, one, recorder, gallery, preprocess, method, seed, progress)
     (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
     overall, cards = one.overall, {}
     alive = one.alive
@@ -130,13 +142,14 @@ class _Artist:
         self,
         network: Network,
         one: LayerAtlas,
+        recorder: Recorder,
         gallery: Gallery,
         preprocess: Preprocess,
         method: Method,
         seed: str,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.network, self.one, self.layer = network, one, one.layer
+        self.network, self.one, self.layer, self.recorder = network, one, one.layer, recorder
         self.gallery, self.preprocess, self.method, self.seed = gallery, preprocess, method, seed
         self.style = plate_style(one.layer, network.size)
         self.progress = progress or (lambda count: None)
@@ -167,17 +180,19 @@ class _Artist:
         windows = self.seed == "unit"
         projector = self.network.projector(self.layer, self.method, windows=windows)
         for images, items in self._by_image(wanted, projector.images_at_once):
-            recording = self._recorded(projector, images)
+            recording = self.recorder.recording(projector, images)
             row_of = {image: row for row, image in enumerate(images)}
             rows = np.array([row_of[item.hit.image] for item in items])
+            own = self.recorder.maps(projector, recording, images, map(_wanted, items))
             if windows:
                 units = np.array(
                     [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)]
                 )
-                parts = projector.units_in_parts(recording, units)
+                parts = projector.units_in_parts(recording, units, own)
             else:
+                assert own is not None
                 channels = np.array([item.channel for item in items])
-                parts = self._whole_maps(projector, recording, rows, channels)
+                parts = self._whole_maps(projector, recording, rows, channels, own)
             for part, (pixels, maps) in parts:
                 for item, projection, activation in zip(items[part], pixels, maps, strict=True):
                     box = self.layer.box(item.hit.y, item.hit.x)
@@ -186,22 +201,13 @@ class _Artist:
                     yield item, self._tiles(item.hit.image, projection, activation, box)
                 self.progress(len(pixels))
 
-    def _recorded(self, projector: Projector, images: list[int]) -> Recording:
-        """What projecting needs of images."""
-        return self.network.record(self.gallery.batch(images), projector.records, projector.pools)
-
-    def _maps(self, recording: Recording) -> Array:
-        """The layer's maps (N, C, …)."""
-        return np.transpose(recording.values[self.layer.tensor], self.layer.order).astype(np.float32)
-
     def _whole_maps(
-        self, projector: Projector, recording: Recording, rows: Array, channels: Array
+        self, projector: Projector, recording: Recording, rows: Array, channels: Array, maps: Array
     ) -> Iterator[tuple[slice, tuple[Array, Array]]]:
-        maps = self._maps(recording)
         for start in range(0, len(rows), _HITS_AT_ONCE):
             part = slice(start, start + _HITS_AT_ONCE)
-            own = maps[rows[part], channels[part]]
-            seeds = np.zeros((len(own), *maps.shape[1:]), np.float32)
+            own = maps[part]
+            seeds = np.zeros((len(own), self.layer.channels, *own.shape[1:]), np.float32)
             seeds[np.arange(len(seeds)), channels[part]] = self._seeded(own)
             found = projector.maps(seeds, recording, rows[part])
             yield part, (self.network.image.to_nchw(found), own)
@@ -214,16 +220,17 @@ class _Artist:
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
         projector = self.network.projector(self.layer, self.method, windows=False)
         for images, items in self._by_image(wanted, projector.images_at_once):
-            recording = self._recorded(projector, images)
-            maps = self._maps(recording)
+            recording = self.recorder.recording(projector, images)
+            maps = self.recorder.maps(projector, recording, images, map(_wanted, items))
+            assert maps is not None  # whole maps are never projected by a graph that makes them itself
             # A channel that is not finite in an image did not count in the ranking, nor does it here.
             finite = np.isfinite(maps).all(axis=tuple(range(2, maps.ndim)), keepdims=True)
             maps = np.where(finite, maps, np.float32(0))
             rows = np.array([images.index(item.hit.image) for item in items])
-            found = projector.maps(self._seeded(maps[rows]), recording, rows)
+            found = projector.maps(self._seeded(maps), recording, rows)
             pixels = self.network.image.to_nchw(found)
-            for item, row, projection in zip(items, rows, pixels, strict=True):
-                mean = np.maximum(maps[row], 0).mean(0)
+            for item, own, projection in zip(items, maps, pixels, strict=True):
+                mean = np.maximum(own, 0).mean(0)
                 at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
                 box = self.layer.box(at[0], at[1])
                 cropped = _cropped(projection, box)

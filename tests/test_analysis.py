@@ -731,7 +731,12 @@ def test_progress_adds_up(job, tmp_path):
     model, _, images, _ = job
     heard = Heard()
     analyze(model, images=images, layers=["relu1", "fc1"], provider="cpu", progress=heard)
-    assert [phase[0] for phase in heard.phases] == ["Scanning", "Projecting relu1", "Projecting dense1 (fc1)"]
+    assert [phase[0] for phase in heard.phases] == [
+        "Scanning",
+        "Recording",
+        "Projecting relu1",
+        "Projecting dense1 (fc1)",
+    ]
     assert all(done == total and finished for _, total, done, _, finished in heard.phases)
     assert heard.phases[0][1] == 15
     assert heard.notes[0].startswith("x: float32 N×3×12×12 (NCHW); 12×12")
@@ -856,3 +861,33 @@ def test_the_report_says_how_operators_were_treated(tmp_path):
         assert said["1 × Swish"].startswith(words)
         assert not any("Conv" in name for name in said)
         assert not any(node.op == "Sigmoid" for node in atlas.diagram)
+
+
+@pytest.mark.parametrize("method", ["deconvnet", "guided"])
+@pytest.mark.parametrize("seed", ["unit", "map"])
+def test_recordings_kept_for_all_layers_change_nothing(job, tmp_path, method, seed):
+    """Each layer alone is run forward for itself; with little memory all are."""
+    model, _, images, _ = job
+    options = {"images": images, "provider": "cpu", "method": method, "seed": seed}
+    layers = ["conv1", "relu1", "fc1"]
+    heard, small = Heard(), Heard()
+    kept = analyze(model, layers=layers, folder=tmp_path / "kept", progress=heard, **options)
+    little = analyze(
+        model, layers=layers, folder=tmp_path / "little", progress=small, memory=40 << 10, **options
+    )
+    assert "Recording" in [phase[0] for phase in heard.phases]
+    assert "Recording" not in [phase[0] for phase in small.phases]
+    for name in layers:
+        alone = analyze(model, layers=[name], folder=tmp_path / f"alone-{name}", **options)
+        pictures = list((tmp_path / f"alone-{name}" / "pictures" / alone[name].slug).iterdir())
+        assert len(pictures) > 2
+        for path in pictures:
+            for other in (kept, little):
+                assert_alike(other.folder / "pictures" / other[name].slug / path.name, path)
+
+
+def assert_alike(found, expected):
+    """Pictures of the same sums, taken in another order."""
+    with Image.open(found) as one, Image.open(expected) as other:
+        difference = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16))
+    assert difference.mean() < 0.05

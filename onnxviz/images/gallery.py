@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,11 +20,32 @@ __all__ = ["Gallery"]
 
 Array: TypeAlias = NDArray[Any]
 
-_CACHE_BYTES = 256 << 20
+_CACHE_BYTES = 128 << 20
 _THUMBNAIL = 160
 _QUALITY = 70
 _PIXEL_ART = 48
 """Pictures up to this size are stored without loss."""
+
+
+class _Latest:
+    """Arrays by number, the latest ones of so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        self._arrays: OrderedDict[int, Array] = OrderedDict()
+
+    def get(self, index: int) -> Array | None:
+        if index in self._arrays:
+            self._arrays.move_to_end(index)
+        return self._arrays.get(index)
+
+    def keep(self, index: int, array: Array) -> Array:
+        self._arrays[index] = array
+        self._bytes += array.nbytes
+        while self._bytes > self._most and len(self._arrays) > 1:
+            self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+        return array
 
 
 class Gallery:
@@ -35,10 +59,9 @@ class Gallery:
         self._preprocess = preprocess
         self._folder = folder
         self._relative = relative
-        self._arrays: OrderedDict[int, Array] = OrderedDict()
+        self._arrays = _Latest(_CACHE_BYTES)
+        self._pictures = _Latest(_CACHE_BYTES)
         self._thumbnails: dict[int, str] = {}
-        self._bytes = 0
-        self._last: tuple[int, NDArray[np.uint8]] | None = None
 
     def array(self, index: int) -> Array:
         """The input array (C, H, W) of an image.
@@ -46,26 +69,31 @@ class Gallery:
         Raises:
             ImageError: it can no longer be read.
         """
-        if index in self._arrays:
-            self._arrays.move_to_end(index)
-            return self._arrays[index]
-        array = self._preprocess(self._source.samples[index].read())
-        self._arrays[index] = array
-        self._bytes += array.nbytes
-        while self._bytes > _CACHE_BYTES and len(self._arrays) > 1:
-            self._bytes -= self._arrays.popitem(last=False)[1].nbytes
-        return array
+        found = self._arrays.get(index)
+        if found is None:
+            found = self._arrays.keep(index, self._read(index))
+        return found
 
-    def batch(self, indices: list[int]) -> Array:
-        """Input arrays of several images, in the network's own layout."""
-        return self._preprocess.batch([self.array(index) for index in indices])
+    def batch(self, indices: Sequence[int]) -> Array:
+        """Input arrays of several images, in the network's own layout; those not at hand are read in threads."""
+        missing = [index for index in indices if self._arrays.get(index) is None]
+        read: dict[int, Array] = {}
+        if len(missing) > 1:
+            with ThreadPoolExecutor(os.cpu_count() or 1, "onnxviz-decode") as pool:
+                read = dict(zip(missing, pool.map(self._read, missing), strict=True))
+        for index, array in read.items():
+            self._arrays.keep(index, array)
+        return self._preprocess.batch([read[i] if i in read else self.array(i) for i in indices])
 
     def picture(self, index: int) -> NDArray[np.uint8]:
-        """What the network saw: (H, W, 3) uint8. The last one is kept: hits come sorted by image."""
-        if self._last is None or self._last[0] != index:
-            picture = self._preprocess.picture(self.array(index))
-            self._last = index, np.broadcast_to(picture, (*picture.shape[:2], 3))
-        return self._last[1]
+        """What the network saw: (H, W, 3) uint8."""
+        found = self._pictures.get(index)
+        if found is None:
+            found = self._pictures.keep(index, self._preprocess.picture(self.array(index)))
+        return np.broadcast_to(found, (*found.shape[:2], 3))
+
+    def _read(self, index: int) -> Array:
+        return self._preprocess(self._source.samples[index].read())
 
     def name(self, index: int) -> tuple[str, str | None]:
         """An image's name and class."""

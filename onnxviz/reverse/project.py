@@ -91,7 +91,7 @@ class Projector:
         graph: Callable[[Plan], Any] | None = None,
     ) -> None:
         self.plan, self.layer, self.method, self.image = plan, layer, method, image
-        self._memory, self._engine, self._path = memory, engine, path
+        self._memory, self.engine, self._path = memory, engine, path
         self._make_graph = graph
         self._session: Any = None
         self.program: Program | None = None
@@ -101,20 +101,20 @@ class Projector:
     @property
     def records(self) -> tuple[str, ...]:
         """The tensors to record of images."""
-        if self._engine == "graph":
+        if self.engine == "graph":
             return (self.image.name,)
         return tuple(dict.fromkeys((*self.plan.records, self.layer.tensor)))
 
     @property
     def pools(self) -> tuple[Node, ...]:
         """The MaxPool nodes whose switches to record."""
-        return () if self._engine == "graph" else self.plan.pools
+        return () if self.engine == "graph" else self.plan.pools
 
     @property
     def images_at_once(self) -> int:
         """How many images to record at once."""
-        if not self.plan.batched or self._engine == "graph":
-            return self.image.batch or (32 if self._engine == "graph" else 1)
+        if not self.plan.batched or self.engine == "graph":
+            return self.image.batch or (32 if self.engine == "graph" else 1)
         shapes = self.plan.shapes
         size = sum(4 * math.prod(shapes[name][1:]) for name in (*self.plan.records, self.layer.tensor))
         # The network's input, a pool's input and output, and what onnxruntime has beside them.
@@ -143,7 +143,7 @@ class Projector:
             output = move.node.outputs[move.index]
             answers = [4 * math.prod(s.size for s in move.pull.inputs[i][1:]) for i in move.wanted]
             most = max(most, sum(sizes[name] for name in live) + 2 * sum(answers))
-            if self._engine == "numpy" and move.node.op == "Conv":
+            if self.engine == "numpy" and move.node.op == "Conv":
                 weight = plan.constants[move.node.inputs[1]]
                 columns = math.prod(weight.shape[1:]) * math.prod(s.size for s in move.pull.output[2:])
                 most = max(most, 4 * columns * int(move.node.attrs["group"]))  # type: ignore[arg-type]
@@ -165,16 +165,22 @@ class Projector:
         return Projections(pixels, boxes)
 
     def units_in_parts(
-        self, recording: Recording, units: Array
+        self, recording: Recording, units: Array, maps: Array | None = None
     ) -> Iterator[tuple[slice, tuple[Array, Array]]]:
-        """`units` for one part of them after the other, as they get ready: pixels (m, C, h, w), and the maps (m, …)
-        that the units are in."""
-        if self._engine == "graph":
+        """`units` for one part of them after the other, as they get ready: pixels (m, C, h, w) and maps (m, …).
+
+        Args:
+            maps: (M, …) the map that each unit is in; None if ``recording`` has the layer's tensor.
+        """
+        if self.engine == "graph":
             return self._spread(len(units), lambda part: self._by_graph(recording, units[part]))
-        maps = np.transpose(recording.values[self.layer.tensor], self.layer.order)
+        if maps is None:
+            every = np.transpose(recording.values[self.layer.tensor], self.layer.order)
+            maps = every[units[:, 0], units[:, 1]]
+        own = maps
 
         def pull(part: slice) -> tuple[Array, Array]:
-            return self._pull(recording, maps, units[part]), maps[units[part, 0], units[part, 1]]
+            return self._pull(recording, own[part], units[part]), own[part]
 
         return self._spread(len(units), pull)
 
@@ -231,7 +237,7 @@ class Projector:
 
     def _run(self, seed: Array, recording: Recording, units: Units) -> Array:
         seeds, source = {self.layer.tensor: seed}, self.image.name
-        if self._engine == "numpy":
+        if self.engine == "numpy":
             return run(self.plan, seeds, recording, units, [source])[source]
         with self._lock:
             if self.program is None:
@@ -239,20 +245,18 @@ class Projector:
         return self.program.run(seeds, recording, units)[source]
 
     def _pull(self, recording: Recording, maps: Array, units: Array) -> Array:
-        """The pixels of a few units, (m, C, h, w)."""
-        depth = len(self.layer.size)
-        places = units[:, 4 - depth :]
+        """The pixels of a few units, (m, C, h, w), in the given maps (m, …)."""
+        depth, channels = len(self.layer.size), self.layer.channels
+        places, rows = units[:, 4 - depth :], np.arange(len(units))
+        seeds = maps[(rows, *places.T)].astype(np.float32)
         if self.method.unit_seed:
-            seeds = np.ones(len(units), np.float32)
-        else:
-            seeds = maps[(units[:, 0], units[:, 1], *places.T)].astype(np.float32)
-        rows = np.arange(len(units))
+            seeds = np.ones_like(seeds)
         if self.plan.batched:
-            g = np.zeros((len(units), maps.shape[1], *[1] * depth), np.float32)
+            g = np.zeros((len(units), channels, *[1] * depth), np.float32)
             g[rows, units[:, 1]] = seeds.reshape(-1, *[1] * depth)
             at = Units(units[:, 0], places)
         else:
-            g = np.zeros((1, *maps.shape[1:]), np.float32)
+            g = np.zeros((1, channels, *maps.shape[1:]), np.float32)
             g[(0, units[0, 1], *places[0])] = seeds[0]
             at = Units.all_of(1)
         answer = self._run(np.transpose(g, np.argsort(self.layer.order)), recording, at)

@@ -1,0 +1,124 @@
+"""What projecting needs of the images that hits are in: each is run forward once for all layers, if memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxviz.images.gallery import Gallery
+from onnxviz.model.graph import Node
+from onnxviz.network import Network
+from onnxviz.progress import Progress
+from onnxviz.reverse.engine import Recording
+from onnxviz.reverse.project import Projector
+
+__all__ = ["Recorder", "Wanted"]
+
+Array: TypeAlias = NDArray[Any]
+
+_SHARE = 0.4
+"""How much of the memory for projecting may be recordings that are kept."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One map of a layer that will be drawn: of ``channel`` of an image, or of all channels (None)."""
+
+    image: int
+    channel: int | None
+
+
+class Recorder:
+    """Recordings and maps of images by number.
+
+    `keep` runs all images for all layers at once and keeps switches and the maps of the hits. Where that would be too
+    much, images are run when they are asked for, layer by layer.
+    """
+
+    def __init__(self, network: Network, gallery: Gallery) -> None:
+        self._network = network
+        self._gallery = gallery
+        self._values: dict[tuple[str, int], Array] = {}
+        self._switches: dict[tuple[str, int], Array] = {}
+        self._maps: dict[tuple[str, int, int | None], Array] = {}
+        self._kept: set[str] = set()
+
+    def keep(self, layers: Sequence[tuple[Projector, Sequence[Wanted]]], progress: Progress) -> None:
+        """Run the images of several layers forward, if what is to be kept of them fits."""
+        shared = [(p, w) for p, w in layers if p.plan.batched and p.engine != "graph" and w]
+        images = sorted({one.image for _, wanted in shared for one in wanted})
+        if len(shared) < 2 or self._bytes(shared, len(images)) > self._network.memory * _SHARE:
+            return
+        records = dict.fromkeys(name for p, _ in shared for name in p.plan.records)
+        pools: dict[str, Node] = {node.output: node for p, _ in shared for node in p.pools}
+        tensors = dict.fromkeys((*records, *(p.layer.tensor for p, _ in shared)))
+        by_image: dict[int, list[tuple[Projector, Wanted]]] = {}
+        for projector, wanted in shared:
+            for one in wanted:
+                by_image.setdefault(one.image, []).append((projector, one))
+        step = min(p.images_at_once for p, _ in shared)
+        step = max(1, step // len(shared)) if records else step
+        progress.start("Recording", len(images), "images")
+        for first in range(0, len(images), step):
+            chunk = images[first : first + step]
+            recording = self._network.record(
+                self._gallery.batch(chunk), tuple(tensors), tuple(pools.values())
+            )
+            for row, image in enumerate(chunk):
+                self._gallery.picture(image)
+                for name in records:
+                    self._values[name, image] = recording.values[name][row].copy()
+                for name in pools:
+                    self._switches[name, image] = recording.switches[name][row].copy()
+                for projector, one in by_image[image]:
+                    layer = projector.layer
+                    maps = np.transpose(recording.values[layer.tensor], layer.order)[row]
+                    own = maps if one.channel is None else maps[one.channel]
+                    self._maps[layer.tensor, image, one.channel] = own.astype(np.float32)
+            progress.advance(len(chunk))
+        progress.finish()
+        self._kept = {p.layer.tensor for p, _ in shared}
+
+    def _bytes(self, shared: Sequence[tuple[Projector, Sequence[Wanted]]], images: int) -> int:
+        """What would be kept."""
+        shapes = self._network.shapes()
+        records = {name for p, _ in shared for name in p.plan.records}
+        pools = {node.output for p, _ in shared for node in p.pools}
+        total = images * sum(4 * math.prod(shapes[name][1:]) for name in records)
+        total += images * sum(math.prod(shapes[name][1:]) for name in pools)
+        for projector, wanted in shared:
+            area = 4 * math.prod(projector.layer.size)
+            total += sum(area * (projector.layer.channels if one.channel is None else 1) for one in wanted)
+        return total
+
+    def recording(self, projector: Projector, images: Sequence[int]) -> Recording:
+        """What a projector reads of images, and, unless that is kept apart, the layer's tensor."""
+        if projector.layer.tensor not in self._kept:
+            return self._network.record(self._gallery.batch(list(images)), projector.records, projector.pools)
+        return Recording(
+            {n: np.stack([self._values[n, i] for i in images]) for n in projector.plan.records},
+            {p.output: np.stack([self._switches[p.output, i] for i in images]) for p in projector.pools},
+        )
+
+    def maps(
+        self, projector: Projector, recording: Recording, images: Sequence[int], wanted: Iterable[Wanted]
+    ) -> Array | None:
+        """Maps of hits, (M, …) or, of all channels, (M, C, …) float32; None where the projector's graph makes them.
+
+        Args:
+            recording: of ``images`` (`recording`).
+        """
+        layer = projector.layer
+        if layer.tensor in self._kept:
+            return np.stack([self._maps[layer.tensor, one.image, one.channel] for one in wanted])
+        if layer.tensor not in recording.values:
+            return None
+        maps = np.transpose(recording.values[layer.tensor], layer.order)
+        row = {image: number for number, image in enumerate(images)}
+        found = [maps[row[w.image]] if w.channel is None else maps[row[w.image], w.channel] for w in wanted]
+        return np.stack(found).astype(np.float32)
