@@ -393,7 +393,13 @@ class Network:
         """A session for the named tensors and probes of tensors."""
 
         def cut(batch: str | None) -> bytes:
-            return self.model.cut(tensors, probes=probes, batch=batch, image=self.image.name)
+            return self.model.cut(
+                tensors,
+                probes=probes,
+                batch=batch,
+                image=self.image.name,
+                for_cpu=self.provider == "cpu",
+            )
 
         return Runner(self.model, self.image.name, cut, fixed=self.image.batch, provider=self.provider)
 

@@ -1,4 +1,4 @@
-"""The graph of an ONNX file: with `opening.py` and `inline.py`, which it calls, all that reads or writes protobuf.
+"""The graph of an ONNX file: with the modules that it calls, all that reads or writes protobuf.
 
 `ModelFile` opens a file and answers for its structure (`Graph`), its constants wherever they hide, its tensor
 shapes, and cut-down copies of itself that onnxruntime can run. All other modules see plain frozen dataclasses.
@@ -37,6 +37,7 @@ from onnxviz.model.inline import (
     lift_constants,
     make_names_unique,
 )
+from onnxviz.model.lrn import MOST_CHANNELS, spell_out_lrn
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
 from onnxviz.model.sizes import shape_only, value_sized
 from onnxviz.runtime import open_session
@@ -373,6 +374,19 @@ class ModelFile:
 
     def shapes(self, feeds: Mapping[str, Shape]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of all tensors that onnx's shape inference can tell, for inputs of the given shapes."""
+        inferred = self._inferred(feeds)
+        found: dict[str, tuple[int | None, ...]] = {}
+        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+            if value.type.tensor_type.HasField("shape"):
+                found[value.name] = tuple(
+                    d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+                )
+        for name, tensor in self.initializers.items():
+            found[name] = tuple(tensor.dims)
+        return found
+
+    def _inferred(self, feeds: Mapping[str, Shape]) -> onnx.ModelProto:
+        """The model without weights, with the types and shapes that shape inference finds."""
         model = self._skeleton()
         for info in self._inputs:
             if info.name in feeds:
@@ -386,17 +400,28 @@ class ModelFile:
         declare(model.graph, self.initializers)
         model.graph.node.extend(self._nodes)
         try:
-            inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+            return onnx.shape_inference.infer_shapes(model, data_prop=True)
         except Exception as error:  # the C++ checker's own error types
             raise ModelError(f"{self.path}: its shapes cannot be worked out: {first_line(error)}") from error
-        found: dict[str, tuple[int | None, ...]] = {}
-        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-            if value.type.tensor_type.HasField("shape"):
-                found[value.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
-                )
-        for name, tensor in self.initializers.items():
-            found[name] = tuple(tensor.dims)
+
+    @cached_property
+    def _lrn_shapes(self) -> Mapping[str, tuple[int, int]]:
+        """Channels and number of axes of each LRN of float32 values of which they are known, by its output."""
+        outputs = {node.output[0] for node in self._nodes if node.op_type == "LRN" and not node.domain}
+        if not outputs:
+            return {}
+        found = {}
+        graph = self._inferred({}).graph
+        for value in (*graph.value_info, *graph.output):
+            kind = value.type.tensor_type
+            dims = [d.dim_value for d in kind.shape.dim]
+            if (
+                value.name in outputs
+                and kind.elem_type == TensorProto.FLOAT
+                and len(dims) > 2
+                and dims[1] > 0
+            ):
+                found[value.name] = (dims[1], len(dims))
         return found
 
     def cut(
@@ -408,6 +433,7 @@ class ModelFile:
         batch: int | str | None = None,
         image: str | None = None,
         known: Mapping[str, np.ndarray] | None = None,
+        for_cpu: bool = False,
     ) -> bytes:
         """A model that computes just the asked-for tensors, serialised for onnxruntime.
 
@@ -418,6 +444,7 @@ class ModelFile:
             batch: new first dimension of the input ``image``; None keeps what the file says.
             image: the input that ``batch`` is for.
             known: tensors that are not computed but have these values.
+            for_cpu: write what onnxruntime's CPU provider is slow at in other operators (`spell_out_lrn`).
         """
         known = known or {}
         sources = {name for probe in probes for name in _read_by(probe)} - {probe.name for probe in probes}
@@ -439,6 +466,12 @@ class ModelFile:
         )
         for proto in self._nodes:
             if not any(name in needed and name not in known for name in proto.output):
+                continue
+            channels, rank = self._lrn_shapes.get(proto.output[0], (0, 0)) if for_cpu else (0, 0)
+            if 0 < channels <= MOST_CHANNELS:
+                nodes, tensors_of_it = spell_out_lrn(proto, channels, rank)
+                graph.node.extend(nodes)
+                graph.initializer.extend(tensors_of_it)
                 continue
             kept = graph.node.add()
             kept.CopyFrom(proto)
