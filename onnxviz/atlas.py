@@ -328,8 +328,10 @@ def _share(part: Any, whole: Any) -> float:
 def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
     if source.resolve() == target.resolve():
         return
+    paths = list(paths)
+    for folder in {(target / path).parent for path in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
     for path in paths:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, target / path)
 
 

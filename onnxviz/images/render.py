@@ -44,7 +44,7 @@ def projection_limit(p: Array, saturated: float = SATURATED) -> float:
     With a share of 0, and where values are few, it is max |p|. Zeros do not count, so a projection has the
     same limit in its receptive field and on the whole frame.
     """
-    sizes = np.abs(np.asarray(p, np.float32)).ravel()
+    sizes = np.abs(np.asarray(p, np.float32)).ravel(order="K")
     count = np.count_nonzero(sizes)
     if not count:
         return 0.0
@@ -178,7 +178,7 @@ def encode(picture: Array, kind: str, *, lossless: bool = False, quality: int = 
     options: dict[str, dict[str, Any]] = {
         "webp": {"lossless": lossless, "quality": 75 if lossless else quality, "method": 2},
         "png": {"optimize": False},
-        "jpeg": {"quality": quality, "subsampling": 0 if picture.ndim == 3 else 2, "optimize": True},
+        "jpeg": {"quality": quality, "subsampling": 0 if picture.ndim == 3 else 2},
     }
     image = _image(picture)
     if image.mode == "P" and kind != "png":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from onnxviz.images.plates import HitTiles, Plate, PlateStyle
-from onnxviz.images.render import GREY, MAT, OUTSIDE, PALETTE
+from onnxviz.images.render import GREY, MAT, OUTSIDE, PALETTE, projection_rgb
 
 
 def _style(field=(11, 11), frame=(64, 64), stride=(4, 4), offset=(0, 0), grid=(14, 14)) -> PlateStyle:
@@ -149,6 +151,35 @@ def test_a_projection_that_shrinks_is_averaged_first_then_scaled():
     assert tile.shape == (72, 72, 3)
     assert (tile[20, 30] == 255).all()
     assert (np.delete(tile.reshape(-1, 3), 20 * 72 + 30, axis=0) == GREY).all()
+
+
+@pytest.mark.parametrize("field", [(144, 144), (163, 163), (111, 90), (73, 200), (90, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_planes_of_a_projection_shrink_alike_each_by_itself(field, channels):
+    style = _style(field=field, frame=(300, 300))
+    rng = np.random.default_rng(1)
+    plane = rng.normal(size=(*field, 1)).astype(np.float32)
+    signs = np.array([1, -1, 1][:channels], np.float32)
+    image = np.zeros((300, 300, 3), np.uint8)
+    tile = style.tiles(image, plane * signs, np.ones((14, 14)), (0, 0, *field)).projection.astype(int)
+    # Planes of the same values but for their sign are mirrored about grey, to the pixel.
+    expected = tile[..., :1] * signs + 128 * (1 - signs)
+    np.testing.assert_allclose(
+        tile, np.broadcast_to(expected, (*style.card_tile, channels)) * np.ones(3), atol=1
+    )
+    # And each pixel is a mean of those under it.
+    edges = [
+        np.floor(np.arange(t + 1) * f / t + 0.5).astype(int)
+        for f, t in zip(field, style.card_tile, strict=True)
+    ]
+    means = np.array(
+        [
+            [plane[y0:y1, x0:x1].mean() for x0, x1 in itertools.pairwise(edges[1])]
+            for y0, y1 in itertools.pairwise(edges[0])
+        ]
+    )
+    drawn = projection_rgb(means[..., None])[..., 0].astype(int)
+    assert (np.abs(drawn - tile[..., 0]) <= 1).mean() > 0.95  # but for borders through a pixel's middle
 
 
 def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_its_field():

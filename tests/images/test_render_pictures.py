@@ -238,6 +238,14 @@ def test_projections_keep_the_colour_of_every_pixel() -> None:
     assert difference[:, 1::2].mean() < -50
 
 
+@pytest.mark.parametrize("quality", [70, 100])
+def test_noise_can_be_stored(quality: int) -> None:
+    """Optimised tables want room for the whole file, of which Pillow reserves a byte a pixel: noise takes more."""
+    picture = colours(216, 432)
+    with Image.open(io.BytesIO(encode(picture, "jpeg", quality=quality))) as image:
+        assert image.size == (432, 216)
+
+
 def test_projection_limit_is_exact_whatever_the_size() -> None:
     for size in (1, 7, 15, 16, 17, 300, 5000):
         for zeros in (0, size // 2):
