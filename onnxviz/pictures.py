@@ -179,7 +179,7 @@ class _Artist:
     def _draw(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles]]:
         windows = self.seed == "unit"
         projector = self.network.projector(self.layer, self.method, windows=windows)
-        for images, items in self._by_image(wanted, projector.images_at_once):
+        for images, items in self._by_image(wanted, self.recorder.images_at_once(projector)):
             recording = self.recorder.recording(projector, images)
             row_of = {image: row for row, image in enumerate(images)}
             rows = np.array([row_of[item.hit.image] for item in items])
@@ -219,7 +219,7 @@ class _Artist:
 
     def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
         projector = self.network.projector(self.layer, self.method, windows=False)
-        for images, items in self._by_image(wanted, projector.images_at_once):
+        for images, items in self._by_image(wanted, self.recorder.images_at_once(projector)):
             recording = self.recorder.recording(projector, images)
             maps = self.recorder.maps(projector, recording, images, map(_wanted, items))
             assert maps is not None  # whole maps are never projected by a graph that makes them itself

@@ -24,6 +24,11 @@ Array: TypeAlias = NDArray[Any]
 _SHARE = 0.4
 """How much of the memory for projecting may be recordings that are kept."""
 
+_AT_ONCE = 64 << 20
+"""So many bytes of kept recordings are stacked for a batch of images."""
+
+_MOST_IMAGES = 512
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -52,7 +57,7 @@ class Recorder:
         """Run the images of several layers forward, if what is to be kept of them fits."""
         shared = [(p, w) for p, w in layers if p.plan.batched and p.engine != "graph" and w]
         images = sorted({one.image for _, wanted in shared for one in wanted})
-        if len(shared) < 2 or self._bytes(shared, len(images)) > self._network.memory * _SHARE:
+        if not shared or self._bytes(shared, len(images)) > self._network.memory * _SHARE:
             return
         records = dict.fromkeys(name for p, _ in shared for name in p.plan.records)
         pools: dict[str, Node] = {node.output: node for p, _ in shared for node in p.pools}
@@ -95,6 +100,15 @@ class Recorder:
             area = 4 * math.prod(projector.layer.size)
             total += sum(area * (projector.layer.channels if one.channel is None else 1) for one in wanted)
         return total
+
+    def images_at_once(self, projector: Projector) -> int:
+        """For how many images to ask at once."""
+        if projector.layer.tensor not in self._kept:
+            return projector.images_at_once
+        image = next(image for tensor, image, _ in self._maps if tensor == projector.layer.tensor)
+        size = sum(self._values[name, image].nbytes for name in projector.plan.records)
+        size += sum(self._switches[pool.output, image].nbytes for pool in projector.pools)
+        return max(1, min(_MOST_IMAGES, _AT_ONCE // max(size, 1)))
 
     def recording(self, projector: Projector, images: Sequence[int]) -> Recording:
         """What a projector reads of images, and, unless that is kept apart, the layer's tensor."""
