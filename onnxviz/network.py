@@ -389,8 +389,10 @@ class Network:
         found = net.layer(layer.tensor if isinstance(layer, Layer) else layer)
         return np.transpose(net.record(x, [found.tensor]).values[found.tensor], found.order)
 
-    def runner(self, tensors: Sequence[str], *, probes: Sequence[Probe] = ()) -> Runner:
-        """A session for the named tensors and probes of tensors."""
+    def runner(
+        self, tensors: Sequence[str], *, probes: Sequence[Probe] = (), spinning: bool = True
+    ) -> Runner:
+        """A session for the named tensors and probes of tensors; see `open_session` for ``spinning``."""
 
         def cut(batch: str | None) -> bytes:
             return self.model.cut(
@@ -401,7 +403,14 @@ class Network:
                 for_cpu=self.provider == "cpu",
             )
 
-        return Runner(self.model, self.image.name, cut, fixed=self.image.batch, provider=self.provider)
+        return Runner(
+            self.model,
+            self.image.name,
+            cut,
+            fixed=self.image.batch,
+            provider=self.provider,
+            spinning=spinning,
+        )
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
         """Run images and keep the named tensors, and the switches of the given MaxPool nodes."""

@@ -32,6 +32,7 @@ def open_session(
     *,
     optimise: bool = True,
     threads: int | None = None,
+    spinning: bool = True,
     initializers: Mapping[str, NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
     """A session on a serialised model that was cut from the file ``path``.
@@ -39,6 +40,8 @@ def open_session(
     Args:
         optimise: without it, the session opens sooner and runs slower.
         threads: that one operator may use; None for as many as there are cores.
+        spinning: whether idle threads keep their cores busy while they wait for the next operator; without it,
+            other work goes on beside a run.
         initializers: values of those that the model only names; they are not copied before the session is made.
 
     Raises:
@@ -53,6 +56,8 @@ def open_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
         options.add_external_initializers(list(initializers), values)

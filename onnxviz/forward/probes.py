@@ -33,10 +33,11 @@ _NEVER_TINY = frozenset(
 """Operators whose results do not run out in ever smaller numbers, as those of a Softmax or a Sigmoid do."""
 
 
-def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
+def layer_probes(layer: Layer, opset: int, *, blocks: bool = True) -> tuple[Probe, ...]:
     """Per image and channel: the maximum, where it is, the minimum, the sum, and how many units are above 0.
 
-    A vector comes out as it is. Names are ``<tensor>:max`` and so on.
+    A vector comes out as it is. Names are ``<tensor>:max`` and so on. ``blocks`` looks for the maximum of a large map
+    in blocks, which is faster on a CPU.
     """
     start: list[Step] = [("Cast", (), {"to": _FLOAT})]
     if layer.order != tuple(range(len(layer.order))):
@@ -52,10 +53,10 @@ def layer_probes(layer: Layer, opset: int) -> tuple[Probe, ...]:
         "min": (_reduce("ReduceMin", 2, opset),),
     }
     others = [Probe(f"{layer.tensor}:{name}", flat.name, steps) for name, steps in ends.items()]
-    return (flat, *others, *_strongest(layer, flat.name, opset))
+    return (flat, *others, *_strongest(layer, flat.name, opset, blocks))
 
 
-def _strongest(layer: Layer, flat: str, opset: int) -> tuple[Probe, ...]:
+def _strongest(layer: Layer, flat: str, opset: int, blocks: bool) -> tuple[Probe, ...]:
     """The maximum of each map and its first place.
 
     onnxruntime's ArgMax is several times slower than its ReduceMax. So of a large map the maxima of blocks are
@@ -67,15 +68,15 @@ def _strongest(layer: Layer, flat: str, opset: int) -> tuple[Probe, ...]:
 
     units = math.prod(layer.size)
     block = max(d for d in range(1, _LARGEST_BLOCK + 1) if units % d == 0)
-    if units < _LARGE_MAP or block < _SMALLEST_BLOCK or opset < _NONZERO:
+    if not blocks or units < _LARGE_MAP or block < _SMALLEST_BLOCK or opset < _NONZERO:
         search: Step = ("ArgMax", (), {"axis": 2, "keepdims": 0})
         return (probe("max", flat, _reduce("ReduceMax", 2, opset)), probe("argmax", flat, search))
     # Maps have the shape (N, C, blocks, units of a block); all blocks of all maps lie one below the other in "rows".
-    blocks = probe("blocks", flat, _reshape(0, 0, -1, block), shown=False)
-    maxima = probe("maxima", blocks.name, _reduce("ReduceMax", 3, opset), shown=False)
+    parts = probe("blocks", flat, _reshape(0, 0, -1, block), shown=False)
+    maxima = probe("maxima", parts.name, _reduce("ReduceMax", 3, opset), shown=False)
     largest = probe("max", maxima.name, _reduce("ReduceMax", 2, opset))
     which = probe("which", maxima.name, ("ArgMax", (), {"axis": 2, "keepdims": 0}), _reshape(-1), shown=False)
-    rows = probe("rows", blocks.name, _reshape(-1, block), shown=False)
+    rows = probe("rows", parts.name, _reshape(-1, block), shown=False)
     # 0, 1, 2 … for the maps, whose number is not known beforehand.
     number: tuple[Step, ...] = (("Equal", (which.name,), {}), ("NonZero", (), {}), _reshape(-1))
     first: Step = ("Mul", (np.array(units // block, np.int64),), {})
@@ -94,7 +95,7 @@ def _strongest(layer: Layer, flat: str, opset: int) -> tuple[Probe, ...]:
         ("Add", (best.name,), {}),
         _reshape(-1, layer.channels),
     )
-    return (blocks, maxima, largest, which, rows, row, best, place)
+    return (parts, maxima, largest, which, rows, row, best, place)
 
 
 def _is_active(op: str) -> tuple[Step, ...]:

@@ -36,6 +36,7 @@ MOST_HITS = 100
 """The largest ``top``: a channel's pictures are one file, and browsers and formats limit their size."""
 
 _BATCH_BYTES = 256 << 20
+_MOST_DECODERS = 32
 
 
 @dataclass(frozen=True)
@@ -96,27 +97,38 @@ def scan(
     size = batch_size or batch_size_for(network, layers)
     total = min(len(source.samples), limit or len(source.samples))
     # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
-    probes = [probe for layer in reversed(layers) for probe in layer_probes(layer, network.model.opset)]
-    runner = network.runner([], probes=probes)
+    on_cpu = network.provider == "cpu"
+    probes = [
+        probe
+        for layer in reversed(layers)
+        for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
+    ]
+    # Idle threads leave the cores to the decoders.
+    runner = network.runner([], probes=probes, spinning=False)
     tally = _Tally(layers, top, rank)
     skipped: list[tuple[str, str]] = []
     done = images = 0
     with (
         closing(prepared(source, preprocess, total, ahead=2 * size)) as items,
-        ThreadPoolExecutor(1, "onnxviz-tally") as beside,
+        ThreadPoolExecutor(1, "onnxviz-batch") as before,
+        ThreadPoolExecutor(1, "onnxviz-tally") as after,
     ):
+        # While one batch runs, the next is put together and the one before is counted.
+        batches = _batches(items, size, lambda arrays: network.feed(preprocess.batch(arrays)))
+        following = before.submit(next, batches, None)
         counted: Future[None] | None = None
-        for indices, arrays, bad in _batches(items, size):
-            for index, reason in bad:
+        while batch := following.result():
+            following = before.submit(next, batches, None)
+            for index, reason in batch.bad:
                 name = source.samples[index].name
                 skipped.append((name, reason.removeprefix(f"{name}: ")))
-            done += len(indices) + len(bad)
-            if indices:
-                images += len(indices)
-                outputs = runner.run(network.feed(preprocess.batch(arrays)))
+            if batch.x is not None:
+                outputs = runner.run(batch.x)
                 if counted:
                     counted.result()
-                counted = beside.submit(tally.add, outputs, np.array(indices, np.int64))
+                counted = after.submit(tally.add, outputs, np.array(batch.images, np.int64))
+            images += len(batch.images)
+            done += len(batch.images) + len(batch.bad)
             if progress:
                 progress(done, total)
         if counted:
@@ -188,7 +200,7 @@ def prepared(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "onnxviz-decode") as pool:
+    with ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "onnxviz-decode") as pool:
         waiting: deque[Future[Array | ImageError]] = deque()
         following = 0
         try:
@@ -202,21 +214,30 @@ def prepared(
                 future.cancel()
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """The network's input for some images, None for none, and (index, reason) of what was skipped on the way."""
+
+    images: list[int]
+    x: Array | None
+    bad: list[tuple[int, str]]
+
+
 def _batches(
-    items: Iterator[tuple[int, Array | ImageError]], size: int
-) -> Iterator[tuple[list[int], list[Array], list[tuple[int, str]]]]:
-    """Indices and arrays of up to ``size`` images, and what was skipped on the way."""
-    indices: list[int] = []
+    items: Iterator[tuple[int, Array | ImageError]], size: int, join: Callable[[list[Array]], Array]
+) -> Iterator[_Batch]:
+    """Batches of up to ``size`` images."""
+    images: list[int] = []
     arrays: list[Array] = []
     bad: list[tuple[int, str]] = []
     for index, item in items:
         if isinstance(item, ImageError):
             bad.append((index, str(item)))
         else:
-            indices.append(index)
+            images.append(index)
             arrays.append(item)
         if len(arrays) == size:
-            yield indices, arrays, bad
-            indices, arrays, bad = [], [], []
-    if indices or bad:
-        yield indices, arrays, bad
+            yield _Batch(images, join(arrays), bad)
+            images, arrays, bad = [], [], []
+    if images or bad:
+        yield _Batch(images, join(arrays) if arrays else None, bad)

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -99,12 +99,26 @@ def _quiet() -> Iterator[None]:
 class Session:
     """One onnxruntime session on a cut model.
 
+    Inputs are put where the provider computes, all between stays there, and only outputs come back.
+
+    Args:
+        spinning: see `open_session`.
+
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
     """
 
-    def __init__(self, model: ModelFile, cut: bytes, *, provider: str = "cpu", optimise: bool = True) -> None:
-        self._session = open_session(cut, model.path, provider, optimise=optimise)
+    def __init__(
+        self,
+        model: ModelFile,
+        cut: bytes,
+        *,
+        provider: str = "cpu",
+        optimise: bool = True,
+        spinning: bool = True,
+    ) -> None:
+        self._session = open_session(cut, model.path, provider, optimise=optimise, spinning=spinning)
+        self._provider = provider
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
@@ -122,10 +136,24 @@ class Session:
                 f"Give each a value: --feed {missing[0]}=VALUE."
             )
         try:
-            values = self._session.run(None, {name: feeds[name] for name in self.inputs})
+            values = self._on_device(feeds) if self._provider != "cpu" else self._in_memory(feeds)
         except Exception as error:
             raise ModelError(f"{self.path}: onnxruntime failed: {error_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+    def _in_memory(self, feeds: Mapping[str, Array]) -> list[Array]:
+        return list(self._session.run(None, {name: feeds[name] for name in self.inputs}))
+
+    def _on_device(self, feeds: Mapping[str, Array]) -> list[Array]:
+        # A binding for each run: several threads may share a session.
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            value = np.ascontiguousarray(feeds[name])
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, self._provider, 0))
+        for name in self.outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
 
 
 class Runner:
@@ -138,6 +166,7 @@ class Runner:
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
         fixed: the batch that the file fixes, or None.
+        spinning: see `open_session`.
         decode: turns raw outputs into arrays with one row an image.
     """
 
@@ -149,11 +178,13 @@ class Runner:
         *,
         fixed: int | None,
         provider: str,
+        spinning: bool = True,
         decode: Callable[[dict[str, Array]], dict[str, Array]] = dict,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
-        self._provider, self._decode = provider, decode
-        self._session = Session(model, cut(None), provider=provider)
+        self._decode = decode
+        self._open = partial(Session, model, provider=provider, spinning=spinning)
+        self._session = self._open(cut(None))
         self._tried = fixed is None
         self.fixed = fixed
         self.note: str | None = None
@@ -218,7 +249,7 @@ class Runner:
         sample = np.concatenate([images, noise])
         want = self._in_batches(sample, fixed)
         try:
-            free = Session(self._model, self._cut("N"), provider=self._provider)
+            free = self._open(self._cut("N"))
             got = self._once(free, sample)
         except ModelError:
             return
