@@ -61,7 +61,10 @@ def open_session(
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
         options.add_external_initializers(list(initializers), values)
-    providers = [PROVIDERS[provider]] + ([PROVIDERS["cpu"]] if provider != "cpu" else [])
+    providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS["cpu"]]
+    if provider == "cuda":
+        # TF32 rounds products to 10 bits.
+        providers.insert(0, (PROVIDERS["cuda"], {"use_tf32": "0"}))
     try:
         return ort.InferenceSession(cut, options, providers=providers)
     except Exception as error:  # onnxruntime raises types of its own

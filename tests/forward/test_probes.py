@@ -32,10 +32,10 @@ NODES = [
 
 
 @pytest.fixture(scope="module", params=[9, 11, 13, 17, 18, 21])
-def net(request, tmp_path_factory):
+def net(request, tmp_path_factory, provider):
     weights = {**WEIGHTS, "tokens": np.array([0, -1, 4], np.int64)}
     model = build(NODES, weights, x=("N", 3, 9, 11), opset=request.param, outputs=["s", "d", "m", "one"])
-    return onnxviz.load(write(tmp_path_factory.mktemp("net") / "m.onnx", model), provider="cpu")
+    return onnxviz.load(write(tmp_path_factory.mktemp("net") / "m.onnx", model), provider=provider)
 
 
 def _reduce(net, layer, x):
@@ -81,10 +81,10 @@ def test_a_tie_goes_to_the_first_unit(net):
     np.testing.assert_array_equal(found["argmax"], 0)
 
 
-def test_half_precision_is_reduced_in_single(tmp_path):
+def test_half_precision_is_reduced_in_single(tmp_path, provider):
     """A sum over a large map of halves would stop at 2048 or overflow."""
     model = build([node("Relu", "x", "r", "relu")], x=("N", 2, 60, 60), dtype=TensorProto.FLOAT16)
-    net = onnxviz.load(write(tmp_path / "half.onnx", model), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "half.onnx", model), provider=provider)
     x = np.full((1, 2, 60, 60), 30.0, np.float16)
     found = _reduce(net, net.layer("relu"), x)
     assert found["sum"].dtype == np.float32
@@ -102,15 +102,15 @@ SIZES = {
 """Maps that are searched in blocks, or whose number of units has no divisor that would do."""
 
 
-def _maximum_net(folder, size, opset):
+def _maximum_net(folder, size, opset, provider):
     model = build([node("Relu", "x", "r", "relu")], x=("N", 3, *size), opset=opset)
-    return onnxviz.load(write(folder / "m.onnx", model), provider="cpu")
+    return onnxviz.load(write(folder / "m.onnx", model), provider=provider)
 
 
 @pytest.mark.parametrize("opset", [8, 9, 13, 21])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_the_maximum_of_a_large_map(tmp_path, size, opset):
-    net = _maximum_net(tmp_path, size, opset)
+def test_the_maximum_of_a_large_map(tmp_path, size, opset, provider):
+    net = _maximum_net(tmp_path, size, opset, provider)
     x = np.random.default_rng(3).normal(size=(4, 3, *size)).astype(np.float32)
     flat = np.maximum(x, 0).reshape(4, 3, -1)
     found = _reduce(net, net.layer("relu"), x)
@@ -120,9 +120,9 @@ def test_the_maximum_of_a_large_map(tmp_path, size, opset):
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_ties_in_a_large_map_go_to_the_first_unit(tmp_path, size):
+def test_ties_in_a_large_map_go_to_the_first_unit(tmp_path, size, provider):
     """Few values, so that each is in many blocks, and many times in each; and maps of one value."""
-    net = _maximum_net(tmp_path, size, 17)
+    net = _maximum_net(tmp_path, size, 17, provider)
     x = np.random.default_rng(4).integers(0, 4, (5, 3, *size)).astype(np.float32)
     x[1], x[2, 1] = 0, -1
     x[3, 2] = np.where(np.arange(size[0] * size[1]).reshape(size) < size[0] * size[1] - 1, 1, 9)
@@ -132,13 +132,13 @@ def test_ties_in_a_large_map_go_to_the_first_unit(tmp_path, size):
 
 
 @pytest.mark.parametrize("op", ["Relu", "Sigmoid", "Softmax"])
-def test_active_units_are_counted_however_small(tmp_path, op):
+def test_active_units_are_counted_however_small(tmp_path, op, provider):
     """Down to 2⁻¹²⁶ in any layer, and below that where an operator's results get that small."""
     x = np.random.default_rng(5).normal(size=(2, 3, 9, 11)).astype(np.float32)
     x[0, 0, :5] = 2e-38
     x[0, 1, :5] = -2e-38
     x[1] = -98 + x[1]
     model = build([node(op, "x", "r", "layer"), node("Relu", "r", "y")], x=("N", 3, 9, 11), opset=17)
-    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider=provider)
     flat = net.activations(x, "layer").reshape(2, 3, -1)
     np.testing.assert_array_equal(_reduce(net, net.layer("layer"), x)["active"], (flat > 0).sum(2))

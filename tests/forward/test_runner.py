@@ -32,10 +32,10 @@ MIXED = {
 }
 
 
-def _net(tmp_path, nodes, batch):
+def _net(tmp_path, nodes, batch, provider):
     weights = {"w": W, "g": G, "half": np.float32(0.5), **INTS}
     model = build(nodes, weights, x=(batch, 3, 12, 12), outputs=["y"])
-    return model, onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    return model, onnxviz.load(write(tmp_path / "m.onnx", model), provider=provider)
 
 
 def _blocks(model, x, batch, tensor="y"):
@@ -49,8 +49,8 @@ def _blocks(model, x, batch, tensor="y"):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_a_fixed_batch_that_means_nothing_is_opened(tmp_path, batch):
-    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+def test_a_fixed_batch_that_means_nothing_is_opened(tmp_path, batch, provider):
+    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider=provider)
     runner = net.runner(["r2"])
     found = runner.run(X)["r2"]
     np.testing.assert_allclose(found, forward(small(), X, ["r2"])["r2"], rtol=1e-4, atol=1e-5)
@@ -59,8 +59,8 @@ def test_a_fixed_batch_that_means_nothing_is_opened(tmp_path, batch):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_any_number_of_images_goes_through(tmp_path, batch, count):
-    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+def test_any_number_of_images_goes_through(tmp_path, batch, count, provider):
+    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider=provider)
     found = net.runner(["r2", "d2"]).run(X[:count])
     expected = forward(small(), X[:count], ["r2", "d2"])
     for name in ("r2", "d2"):
@@ -68,8 +68,8 @@ def test_any_number_of_images_goes_through(tmp_path, batch, count):
 
 
 @pytest.mark.parametrize("mixed", MIXED)
-def test_a_graph_that_mixes_its_batch_goes_one_by_one(tmp_path, mixed):
-    model, net = _net(tmp_path, MIXED[mixed], 1)
+def test_a_graph_that_mixes_its_batch_goes_one_by_one(tmp_path, mixed, provider):
+    model, net = _net(tmp_path, MIXED[mixed], 1, provider)
     runner = net.runner(["y"])
     found = runner.run(X)["y"]
     assert runner.fixed == 1
@@ -77,9 +77,9 @@ def test_a_graph_that_mixes_its_batch_goes_one_by_one(tmp_path, mixed):
 
 
 @pytest.mark.parametrize("mixed", ["minus-the-batch-mean", "divided-by-the-batch-maximum"])
-def test_images_that_look_alike_prove_nothing(tmp_path, mixed):
+def test_images_that_look_alike_prove_nothing(tmp_path, mixed, provider):
     """The first images of a data set may be the same, or black: on them the mean over a batch shows nothing."""
-    model, net = _net(tmp_path, MIXED[mixed], 1)
+    model, net = _net(tmp_path, MIXED[mixed], 1, provider)
     x = X.copy()
     x[1] = x[0]
     runner = net.runner(["y"])
@@ -90,9 +90,9 @@ def test_images_that_look_alike_prove_nothing(tmp_path, mixed):
 
 @pytest.mark.parametrize("count", [5, 6, 7, 9])
 @pytest.mark.parametrize("mixed", ["minus-the-batch-mean", "divided-by-the-batch-maximum"])
-def test_a_mixed_batch_of_four_stays_one_of_four(tmp_path, mixed, count):
+def test_a_mixed_batch_of_four_stays_one_of_four(tmp_path, mixed, count, provider):
     """With fewer than two full batches at hand there is nothing to compare with."""
-    model, net = _net(tmp_path, MIXED[mixed], 4)
+    model, net = _net(tmp_path, MIXED[mixed], 4, provider)
     runner = net.runner(["y"])
     runner.run(X[:count])
     found = runner.run(X)["y"]
@@ -100,30 +100,30 @@ def test_a_mixed_batch_of_four_stays_one_of_four(tmp_path, mixed, count):
     np.testing.assert_allclose(found, _blocks(model, X, 4), rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_of_four_written_into_a_reshape(tmp_path):
+def test_a_batch_of_four_written_into_a_reshape(tmp_path, provider):
     nodes = [CONV, node("Reshape", "c four", "f"), node("Gemm", "f g", "y", "fc", transB=1)]
     weights = {"w": W, "g": G, "four": np.array([4, -1], np.int64)}
     fixed = build(nodes, weights, x=(4, 3, 12, 12), outputs=["y"])
-    net = onnxviz.load(write(tmp_path / "m.onnx", fixed), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "m.onnx", fixed), provider=provider)
     for count in (3, 6, 11):
         found = net.activations(X[:count], "fc1")
         np.testing.assert_allclose(found, _blocks(fixed, X[:count], 4), rtol=1e-5, atol=1e-6)
 
 
-def test_an_output_without_a_row_an_image_is_an_error_not_a_cut(tmp_path):
+def test_an_output_without_a_row_an_image_is_an_error_not_a_cut(tmp_path, provider):
     """Broadcasting against four rows makes four of one image: no row can be told to be that image's."""
     nodes = [CONV, node("Add", "c rows", "y", "add")]
     weights = {"w": W, "rows": RNG.normal(size=(4, 1, 1, 1)).astype(np.float32)}
     model = build(nodes, weights, x=(1, 3, 12, 12), outputs=["y"])
-    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider=provider)
     with pytest.raises(onnxviz.OnnxvizError):
         net.activations(X[:3], "add")
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch):
-    plain = onnxviz.load(write(tmp_path / "plain.onnx", small()), provider="cpu")
-    fixed = onnxviz.load(write(tmp_path / "fixed.onnx", small(x=(batch, 3, 12, 12))), provider="cpu")
+def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch, provider):
+    plain = onnxviz.load(write(tmp_path / "plain.onnx", small()), provider=provider)
+    fixed = onnxviz.load(write(tmp_path / "fixed.onnx", small(x=(batch, 3, 12, 12))), provider=provider)
     for name in ("relu2", "fc2"):
         np.testing.assert_allclose(
             fixed.project(X, name, 3), plain.project(X, name, 3), rtol=1e-4, atol=1e-6, err_msg=name
@@ -137,17 +137,17 @@ def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch):
     )
 
 
-def test_the_layers_before_what_mixes_are_run_in_batches(tmp_path):
+def test_the_layers_before_what_mixes_are_run_in_batches(tmp_path, provider):
     """The cut ends at the layer asked for, so what comes after has no say."""
-    _, net = _net(tmp_path, MIXED["flatten-to-one-row"], 1)
+    _, net = _net(tmp_path, MIXED["flatten-to-one-row"], 1, provider)
     runner = net.runner(["c"])
     runner.run(X)
     assert runner.fixed is None
 
 
-def test_all_outputs_asked_for_are_there(tmp_path):
+def test_all_outputs_asked_for_are_there(tmp_path, provider):
     """Optimisation must not drop or rename what is exposed (onnxruntime issues 4110, 18959)."""
-    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider=provider)
     names = ["c1", "r1", "p1", "c2", "r2", "g", "f", "d1", "r3", "d2"]
     found = net.runner(names).run(X[:2])
     expected = forward(small(), X[:2], names)
@@ -156,10 +156,10 @@ def test_all_outputs_asked_for_are_there(tmp_path):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_can_be_used_by_several_threads(tmp_path):
+def test_a_network_can_be_used_by_several_threads(tmp_path, provider):
     from concurrent.futures import ThreadPoolExecutor
 
-    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider=provider)
     expected = net.activations(X, "relu2")
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: net.activations(X, "relu2"), range(16)):

@@ -40,8 +40,8 @@ def arrays():
 
 
 @pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    return onnxviz.load(write(tmp_path_factory.mktemp("net") / "small.onnx", small()), provider="cpu")
+def net(tmp_path_factory, provider):
+    return onnxviz.load(write(tmp_path_factory.mktemp("net") / "small.onnx", small()), provider=provider)
 
 
 @pytest.fixture(scope="module")
@@ -276,11 +276,11 @@ def test_more_places_than_images(net, recipe, arrays):
     assert all(len(one.topk.hits(0)) == 3 for one in result.layers)
 
 
-def test_the_batch_shrinks_for_large_activations(tmp_path):
+def test_the_batch_shrinks_for_large_activations(tmp_path, provider):
     model = small(x=("N", 3, "H", "W"))
     path = write(tmp_path / "m.onnx", model)
-    few = onnxviz.load(path, provider="cpu", size=(12, 12))
-    many = onnxviz.load(path, provider="cpu", size=(3000, 3000))
+    few = onnxviz.load(path, provider=provider, size=(12, 12))
+    many = onnxviz.load(path, provider=provider, size=(3000, 3000))
     assert batch_size_for(few, [few.layer("conv1")]) == 32
     assert batch_size_for(many, [many.layer("conv1")]) == 1
 
@@ -310,7 +310,7 @@ def test_decoding_runs_ahead_but_not_away(recipe, arrays):
     assert len(started) <= 15
 
 
-def test_channels_last_and_bytes(tmp_path):
+def test_channels_last_and_bytes(tmp_path, provider):
     """N×H×W×C of bytes, cast and transposed in the graph."""
     rng = np.random.default_rng(2)
     nodes = [
@@ -320,7 +320,7 @@ def test_channels_last_and_bytes(tmp_path):
         node("Relu", "c", "r", "relu1"),
     ]
     model = build(nodes, {"w": conv_weights(rng, 4, 3, 3, 3)}, x=("N", 12, 10, 3), dtype=2)
-    net = onnxviz.load(write(tmp_path / "bytes.onnx", model), provider="cpu")
+    net = onnxviz.load(write(tmp_path / "bytes.onnx", model), provider=provider)
     pictures = rng.integers(0, 255, (15, 12, 10, 3), np.uint8)
     recipe = resolve_preprocess(channels=3, height=12, width=10, layout="NHWC", dtype="uint8")
     result = _scan(net, recipe, _source(pictures), names=["relu1"])
