@@ -390,9 +390,14 @@ class Network:
         return np.transpose(net.record(x, [found.tensor]).values[found.tensor], found.order)
 
     def runner(
-        self, tensors: Sequence[str], *, probes: Sequence[Probe] = (), spinning: bool = True
+        self,
+        tensors: Sequence[str],
+        *,
+        probes: Sequence[Probe] = (),
+        spinning: bool = True,
+        arena: bool = True,
     ) -> Runner:
-        """A session for the named tensors and probes of tensors; see `open_session` for ``spinning``."""
+        """A session for the named tensors and probes of tensors; see `open_session` for the rest."""
 
         def cut(batch: str | None) -> bytes:
             return self.model.cut(
@@ -410,6 +415,7 @@ class Network:
             fixed=self.image.batch,
             provider=self.provider,
             spinning=spinning,
+            arena=arena,
         )
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
@@ -422,7 +428,7 @@ class Network:
         if names:
             # One is kept: a layer's winners come in several batches, and a session holds all its weights.
             if self._recorder is None or self._recorder[0] != names:
-                self._recorder = (names, self.runner(names))
+                self._recorder = (names, self.runner(names, spinning=False, arena=False))
             found |= self._recorder[1].run(x)
         values = {name: single(found[name]) for name in wanted}
         return Recording(values, _switches(pools, found))

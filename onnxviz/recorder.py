@@ -21,7 +21,7 @@ __all__ = ["Recorder", "Wanted"]
 
 Array: TypeAlias = NDArray[Any]
 
-_SHARE = 0.4
+_SHARE = 0.3
 """How much of the memory for projecting may be recordings that are kept."""
 
 _AT_ONCE = 64 << 20

@@ -33,6 +33,7 @@ def open_session(
     optimise: bool = True,
     threads: int | None = None,
     spinning: bool = True,
+    arena: bool = True,
     initializers: Mapping[str, NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
     """A session on a serialised model that was cut from the file ``path``.
@@ -42,6 +43,7 @@ def open_session(
         threads: that one operator may use; None for as many as there are cores.
         spinning: whether idle threads keep their cores busy while they wait for the next operator; without it,
             other work goes on beside a run.
+        arena: whether the session keeps the memory of its largest run. Many sessions that take turns should not.
         initializers: values of those that the model only names; they are not copied before the session is made.
 
     Raises:
@@ -58,6 +60,7 @@ def open_session(
         options.intra_op_num_threads = threads
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = arena
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
         options.add_external_initializers(list(initializers), values)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+_ROUNDING = {"cpu": 1e-5, "cuda": 1e-3}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--provider", choices=("cpu", "cuda"), default="cpu", help="what the tests of networks run on"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """How close projections must be depends on the provider; modules take the number over when they are imported."""
+    from tests.reverse import pasting
+
+    pasting.CLOSE = _ROUNDING[config.getoption("--provider")]
 
 
 @pytest.fixture(scope="session")
@@ -20,4 +29,4 @@ def provider(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def rounding(provider: str) -> float:
     """How far results of two batches, or of the provider and the CPU, may be apart, to the largest."""
-    return {"cpu": 1e-5, "cuda": 1e-3}[provider]
+    return _ROUNDING[provider]

@@ -102,7 +102,7 @@ class Session:
     Inputs are put where the provider computes, all between stays there, and only outputs come back.
 
     Args:
-        spinning: see `open_session`.
+        spinning, arena: see `open_session`.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -116,8 +116,11 @@ class Session:
         provider: str = "cpu",
         optimise: bool = True,
         spinning: bool = True,
+        arena: bool = True,
     ) -> None:
-        self._session = open_session(cut, model.path, provider, optimise=optimise, spinning=spinning)
+        self._session = open_session(
+            cut, model.path, provider, optimise=optimise, spinning=spinning, arena=arena
+        )
         self._provider = provider
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
@@ -166,8 +169,7 @@ class Runner:
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
         fixed: the batch that the file fixes, or None.
-        spinning: see `open_session`.
-        decode: turns raw outputs into arrays with one row an image.
+        spinning, arena: see `open_session`.
     """
 
     def __init__(
@@ -179,18 +181,17 @@ class Runner:
         fixed: int | None,
         provider: str,
         spinning: bool = True,
-        decode: Callable[[dict[str, Array]], dict[str, Array]] = dict,
+        arena: bool = True,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
-        self._decode = decode
-        self._open = partial(Session, model, provider=provider, spinning=spinning)
+        self._open = partial(Session, model, provider=provider, spinning=spinning, arena=arena)
         self._session = self._open(cut(None))
         self._tried = fixed is None
         self.fixed = fixed
         self.note: str | None = None
 
     def run(self, x: Array) -> dict[str, Array]:
-        """All outputs, decoded, a row an image.
+        """All outputs, a row an image.
 
         Raises:
             ModelError: onnxruntime failed.
@@ -234,7 +235,7 @@ class Runner:
         return {name: np.concatenate([p[name] for p in parts])[: len(x)] for name in parts[0]}
 
     def _once(self, session: Session, x: Array) -> dict[str, Array]:
-        return self._decode(session.run({self._image: x}))
+        return session.run({self._image: x})
 
     def _try_free(self, x: Array, fixed: int) -> None:
         """Open the batch if two of the file's own batches, one of images and one of noise, go together.

@@ -429,7 +429,6 @@ class ModelFile:
         tensors: Sequence[str],
         *,
         probes: Sequence[Probe] = (),
-        pool_indices: Sequence[str] = (),
         batch: int | str | None = None,
         image: str | None = None,
         known: Mapping[str, np.ndarray] | None = None,
@@ -440,7 +439,6 @@ class ModelFile:
         Args:
             tensors: names of tensors to output as they are.
             probes: small computations to append, each an output of its own name.
-            pool_indices: output tensors of MaxPool nodes whose indices to output too, as ``<tensor>:indices``.
             batch: new first dimension of the input ``image``; None keeps what the file says.
             image: the input that ``batch`` is for.
             known: tensors that are not computed but have these values.
@@ -448,7 +446,7 @@ class ModelFile:
         """
         known = known or {}
         sources = {name for probe in probes for name in _read_by(probe)} - {probe.name for probe in probes}
-        needed = self.graph.ancestors([*tensors, *sources, *pool_indices], known)
+        needed = self.graph.ancestors([*tensors, *sources], known)
         model = self._skeleton()
         graph = model.graph
         for info in self._inputs:
@@ -476,13 +474,6 @@ class ModelFile:
             kept = graph.node.add()
             kept.CopyFrom(proto)
             kept.output[:] = [f"{name}:computed" if name in known else name for name in proto.output]
-            if proto.op_type == "MaxPool" and proto.output[0] in pool_indices:
-                indices = f"{proto.output[0]}:indices"
-                if any(kept.output[1:]):  # a MaxUnpool reads them too
-                    graph.node.append(helper.make_node("Identity", [kept.output[1]], [indices]))
-                else:
-                    del kept.output[1:]
-                    kept.output.append(indices)
         for probe in probes:
             value_name = probe.source
             for step, (op, constants, attrs) in enumerate(probe.nodes):
@@ -496,7 +487,7 @@ class ModelFile:
                     graph.initializer.append(numpy_helper.from_array(constant, extra[-1]))
                 graph.node.append(helper.make_node(op, [value_name, *extra], [out], **attrs))
                 value_name = out
-        wanted = [*tensors, *(p.name for p in probes if p.shown), *(f"{t}:indices" for t in pool_indices)]
+        wanted = [*tensors, *(p.name for p in probes if p.shown)]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(wanted))
         weights = (t for name, t in self.initializers.items() if name in needed and name not in known)
         return _serialised(model, weights)

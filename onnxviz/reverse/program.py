@@ -297,7 +297,7 @@ class Program:
             written = writer.write(outputs)
             used = written.inputs
             session = open_session(
-                written.model, self.path, threads=self.threads, initializers=written.weights
+                written.model, self.path, threads=self.threads, arena=False, initializers=written.weights
             )
         self.stages.append(
             _Stage(

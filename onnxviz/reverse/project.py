@@ -45,7 +45,7 @@ graph for the way to the layer and back (``graph``); or NumPy alone. ``auto``: o
 DEFAULT_MEMORY = 1 << 30
 """About how many bytes projecting may take, weights not counted."""
 
-_RECORDING_SHARE, _WORKING_SHARE = 0.2, 0.5
+_RECORDING_SHARE, _WORKING_SHARE = 0.2, 0.3
 """How much of it recorded values, and the arrays on the way, may take."""
 
 _CACHED = 32 << 20

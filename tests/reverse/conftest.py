@@ -14,14 +14,14 @@ Opener = Callable[[onnx.ModelProto], Network]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Opener:
+def opened(tmp_path: Path, provider: str) -> Opener:
     """Opens a model as a user would, from a file."""
     count = itertools.count()
 
     def open_model(model: onnx.ModelProto) -> Network:
         path = tmp_path / f"model{next(count)}.onnx"
         onnx.save(model, str(path))
-        return onnxviz.load(path, provider="cpu")
+        return onnxviz.load(path, provider=provider)
 
     return open_model
 

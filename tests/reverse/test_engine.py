@@ -84,11 +84,12 @@ def light_network(
     request: pytest.FixtureRequest,
     light_networks: dict[str, Network],
     tmp_path_factory: pytest.TempPathFactory,
+    provider: str,
 ) -> Network:
     name: str = request.param
     if name not in light_networks:
         path = light.write_light(name, tmp_path_factory.mktemp("light"))
-        light_networks[name] = onnxviz.load(path, provider="cpu")
+        light_networks[name] = onnxviz.load(path, provider=provider)
     return light_networks[name]
 
 
@@ -786,13 +787,13 @@ def test_weights_wherever_they_are(form: str, opened: Opener):
     _same_projections(opened(_weights_as(form)), x, opened(plain), x, ("conv2", "conv2"))
 
 
-def test_external_weights(tmp_path: Path, opened: Opener):
+def test_external_weights(tmp_path: Path, provider: str, opened: Opener):
     plain = _weights_as("initializers")
     path = tmp_path / "external.onnx"
     onnx.save_model(plain, str(path), save_as_external_data=True, location="weights.bin", size_threshold=16)
     x = pictures(plain, 2)
     plain = _weights_as("initializers")
-    net = onnxviz.load(path, provider="cpu")
+    net = onnxviz.load(path, provider=provider)
     _same_projections(net, x, opened(plain), x, ("conv2", "conv2"))
 
 

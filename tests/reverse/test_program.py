@@ -43,7 +43,7 @@ FOUR_STEPS = (
 
 
 def reopened(net: Network, engine: str) -> Network:
-    return onnxviz.load(net.file.path, provider="cpu", engine=engine)
+    return onnxviz.load(net.file.path, provider=net.provider, engine=engine)
 
 
 def error(found: Array, expected: Array) -> float:
@@ -98,10 +98,11 @@ def test_what_has_no_onnx_form_is_refused_by_name(op: str, opened: Opener, tmp_p
 
 
 @pytest.mark.parametrize("name", light.NAMES)
-def test_real_networks(name: str, tmp_path: Path):
+def test_real_networks(name: str, tmp_path: Path, provider: str):
     path = light.write_light(name, tmp_path)
     nets = {
-        engine: onnxviz.load(path, provider="cpu", engine=engine) for engine in ("stages", "graph", "numpy")
+        engine: onnxviz.load(path, provider=provider, engine=engine)
+        for engine in ("stages", "graph", "numpy")
     }
     net = nets["numpy"]
     x = np.random.default_rng(7).standard_normal((2, 3, *net.size)).astype(np.float32)
@@ -155,7 +156,7 @@ def test_many_units_go_through_several_threads(opened: Opener):
 def test_little_memory_means_small_batches(engine: str, opened: Opener):
     model = network(*FOUR_STEPS)
     net, x = opened(model), pictures(model, 5)
-    small = onnxviz.load(net.file.path, provider="cpu", engine=engine, memory=64 << 10)
+    small = onnxviz.load(net.file.path, provider=net.provider, engine=engine, memory=64 << 10)
     units = corner_units(net, "y", 5)
     projector = small.projector(small.layer("y"), make_method("deconvnet"))
     assert projector.units_at_once < 20

@@ -42,9 +42,9 @@ def references() -> dict[str, dict[str, Array]]:
 
 
 @pytest.fixture(scope="module")
-def nets() -> dict[tuple[str, str], Network]:
+def nets(provider: str) -> dict[tuple[str, str], Network]:
     return {
-        (name, exporter): onnxviz.load(FOLDER / f"{name}{suffix}.onnx", provider="cpu")
+        (name, exporter): onnxviz.load(FOLDER / f"{name}{suffix}.onnx", provider=provider)
         for name in LAYERS
         for exporter, suffix in EXPORTERS.items()
     }
