@@ -129,15 +129,20 @@ def test_readmes_python_runs(tmp_path, monkeypatch):
 
     Image.new("RGB", (20, 20), "red").save(tmp_path / "photos" / "a.png")
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    code = (
-        blocks[0]
-        .replace("channel=7", "channel=6")
-        .replace("(0, 7, 3, 5)", "(0, 6, 3, 4)")
-        .replace("(3, 5)", "(3, 4)")
-    )
     namespace = {"x": x, "g": g}
-    exec(code, namespace)
-    assert namespace["net"].layer("conv5").channels == 7
+    for block in blocks:
+        code = (
+            block.replace("channel=7", "channel=6")
+            .replace("(0, 7, 3, 5)", "(0, 6, 3, 4)")
+            .replace("[0, 7, 3, 5]", "[0, 6, 3, 4]")
+            .replace("(3, 5)", "(3, 4)")
+        )
+        exec(code, namespace)
+    net = namespace["net"]
+    assert net.layer("conv5").channels == 7
+    expected = net.project_units(x, "conv5", [(0, 6, 3, 4)])
+    np.testing.assert_allclose(namespace["pixels"], expected.pixels, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(namespace["boxes"], expected.boxes)
     assert (tmp_path / "reports" / "model" / "index.html").is_file()
 
 
@@ -161,7 +166,15 @@ def _options(command) -> str:
 
 
 def test_the_commands():
-    assert list(_commands()) == ["analyze", "layers", "check", "project", "operators", "convert"]
+    assert list(_commands()) == [
+        "analyze",
+        "layers",
+        "check",
+        "project",
+        "export-deconv",
+        "operators",
+        "convert",
+    ]
 
 
 @pytest.mark.parametrize("name", list(_commands()))

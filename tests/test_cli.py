@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto
 from PIL import Image
@@ -24,7 +25,7 @@ from tests.converters import synthetic
 from tests.model.nets import build, conv_weights, forward, node, small, write
 
 MODELS = Path(__file__).parents[1] / "models"
-COMMANDS = ("analyze", "layers", "check", "project", "operators", "convert")
+COMMANDS = ("analyze", "layers", "check", "project", "export-deconv", "operators", "convert")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,8 @@ OPTIONS = {
         "--limit": None,
         "--batch-size": "32",
         "--provider": "auto",
+        "--engine": "auto",
+        "--memory": "1G",
         "--preprocess": None,
         "--mean": None,
         "--std": None,
@@ -117,6 +120,20 @@ OPTIONS = {
         "--method": "deconvnet",
         "--out": "beside the image",
         "--provider": "auto",
+        "--engine": "auto",
+        "--memory": "1G",
+    },
+    "export-deconv": {
+        "--layer": None,
+        "--out": None,
+        "--method": "deconvnet",
+        "--overlap": "sum",
+        "--lrn": "identity",
+        "--activation": "rectify",
+        "--size": None,
+        "--input": None,
+        "--feed": None,
+        "--debug": None,
     },
     "convert": {"--conv1-padding": "valid"},
 }
@@ -127,6 +144,7 @@ CHOICES = {
     "--overlap": ("sum", "mean"),
     "--lrn": ("identity", "gradient"),
     "--provider": ("auto", "cuda", "cpu"),
+    "--engine": ("auto", "stages", "graph", "numpy"),
     "--preprocess": ("imagenet", "caffe", "tf", "unit", "raw"),
 }
 
@@ -319,6 +337,9 @@ WRONG = {
     "overlap": (["small.onnx", "-l", "conv1", "--overlap", "max", *PHOTOS], 2, ["overlap", "sum, mean"]),
     "lrn": (["small.onnx", "-l", "conv1", "--lrn", "off", *PHOTOS], 2, ["lrn", "identity, gradient"]),
     "provider": (["small.onnx", "-l", "conv1", "--provider", "tpu", *PHOTOS], 2, ["tpu", "auto, cuda, cpu"]),
+    "engine": (["small.onnx", "-l", "conv1", "--engine", "fast", *PHOTOS], 2, ["fast", "auto, stages, graph, numpy"]),
+    "memory": (["small.onnx", "-l", "conv1", "--memory", "much", *PHOTOS], 2, ["much", "512M or 2G"]),
+    "memory-none": (["small.onnx", "-l", "conv1", "--memory", "1K", *PHOTOS], 2, ["1K", "16M"]),
     "preset": (["small.onnx", "-l", "conv1", "--preprocess", "vgg", *PHOTOS], 2, ["vgg", "imagenet"]),
     "size": (["small.onnx", "-l", "conv1", "--size", "9", *PHOTOS], 2, ["9×9", "12×12"]),
     "size-text": (["small.onnx", "-l", "conv1", "--size", "big", *PHOTOS], 2, ["--size", "224x320"]),
@@ -639,3 +660,36 @@ def test_the_shipped_models_can_be_listed():
     for path in sorted(MODELS.glob("*.onnx")):
         result = _call("layers", path)
         assert result.exit_code == 0, result.output
+
+
+# export-deconv
+
+
+def test_export_deconv(folder, tmp_path):
+    out = tmp_path / "deconv.onnx"
+    result = _call("export-deconv", folder / "small.onnx", "-l", "conv2", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "deconv.onnx" in result.stdout
+    assert "x: float32 N×3×12×12 (NCHW) and units: int64 M×4" in result.stdout
+    net = onnxviz.load(folder / "small.onnx", provider="cpu", engine="numpy")
+    x = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.float32)
+    units = np.array([[0, 1, 2, 3], [1, 0, 0, 4]])
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    pixels = session.run(["pixels"], {"x": x, "units": units})[0]
+    np.testing.assert_allclose(pixels, net.project_units(x, "conv2", units).pixels, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "out", "code", "part"),
+    [
+        ("small.onnx", "conv9", "deconv.onnx", 2, "conv9"),
+        ("missing.onnx", "conv1", "deconv.onnx", 2, "no such file"),
+        ("gelu.onnx", "relu1", "deconv.onnx", 1, "com.microsoft.Gelu"),
+        ("small.onnx", "conv1", "nowhere/deconv.onnx", 2, "there is no folder"),
+        ("small.onnx", "conv1", ".", 2, "a folder"),
+    ],
+)
+def test_wrong_calls_of_export_deconv(folder, tmp_path, model, layer, out, code, part):
+    result = _call("export-deconv", folder / model, "-l", layer, "-o", tmp_path / out)
+    _fails(result, code, part)
+    assert not list(tmp_path.iterdir())
