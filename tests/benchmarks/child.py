@@ -18,10 +18,10 @@ __all__ = ["project", "scan"]
 
 def scan(model: str, folder: str, count: str) -> dict[str, int]:
     """Scan the first images of a folder for all convolutions."""
-    from onnxviz.images.source import open_source
     from tests.benchmarks.ours import Ours
 
-    Ours(Path(model)).scan(open_source(Path(folder)), batch=32, limit=int(count))
+    ours = Ours(Path(model))
+    ours.scan(ours.source(Path(folder)), batch=32, limit=int(count))
     return {"peak": _memory("VmHWM")}
 
 

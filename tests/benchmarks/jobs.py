@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import onnxviz
-from onnxviz.images.source import open_source
 from tests.benchmarks import networks, photos
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.ours import Ours
@@ -73,7 +72,8 @@ def report(bench: Bench) -> Iterator[Row]:
     if not path.exists():
         networks.export(_stand_in(), 227, path)
     folder, out = bench.photos(count), bench.folder / "stand-in"
-    ours, source = Ours(path), open_source(folder)
+    ours = Ours(path)
+    source = ours.source(folder)
 
     def job() -> None:
         shutil.rmtree(out, ignore_errors=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxviz.analysis import open_network
 from onnxviz.forward.scan import prepared, scan
-from onnxviz.images.source import Sample, Source
+from onnxviz.images.source import Sample, Source, open_source
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import Projections
 
@@ -26,6 +26,10 @@ class Ours:
     def __init__(self, path: Path, provider: str = "cpu") -> None:
         self.path = path
         self.net, self.recipe = open_network(path, provider=provider, preprocess="imagenet")
+
+    def source(self, folder: Path) -> Source:
+        """The images of a folder, read as this network takes them."""
+        return open_source(folder, None, self.recipe)
 
     def hits(self, x: Array, layer: str, channels: Sequence[int], top: int = 9) -> Array:
         """Rows (sample, channel, y, x): of each channel the strongest unit in each of its ``top`` images."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxviz.images.source import open_source
 from onnxviz.runtime import PROVIDERS
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.ours import Array, Ours, array_source, decode_all
@@ -31,7 +30,7 @@ def arrays(bench: Bench) -> Iterator[Row]:
     for name in _SCANNED:
         pair = bench.pair(name)
         x = bench.inputs(BATCH, pair.net.size)
-        x = np.concatenate([x] * (3 if bench.quick else 8))
+        x = np.concatenate([x] * (2 if bench.quick else 8))
         last = [layer for layer in pair.ours.net.layers if layer.op == "Conv"][-1]
         plain = pair.ours.net.runner([last.tensor])
         rounds = alternately(
@@ -56,7 +55,7 @@ def jpegs(bench: Bench) -> Iterator[Row]:
     """
     count = 64 if bench.quick else 512
     pair = bench.pair("alexnet")
-    source = open_source(bench.photos(count))
+    source = pair.ours.source(bench.photos(count))
     x = bench.inputs(BATCH, pair.net.size)
     last = [layer for layer in pair.ours.net.layers if layer.op == "Conv"][-1]
 

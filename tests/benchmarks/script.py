@@ -46,8 +46,7 @@ class Photos(Dataset[Tensor]):
         size = self.size
         with Image.open(self.files[index]) as image:
             image.draft("RGB", (size, size))
-            factor = size / min(image.size)
-            side = size / factor
+            side = min(image.size)
             left, top = (image.width - side) / 2, (image.height - side) / 2
             box = (left, top, left + side, top + side)
             pixels = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box)

@@ -133,6 +133,15 @@ def test_the_script_knows_what_a_unit_of_alexnet_sees() -> None:
     assert found["conv5"] == (16, -2 * 8 - 3 * 16, 163)
 
 
+def test_the_script_decodes_images_as_onnxviz_does(bench: Bench) -> None:
+    folder, ours = bench.photos(2), bench.pair("tiny").ours
+    data = script.Photos(folder, bench.pair("tiny").net.size)
+    theirs = np.stack([data[index].numpy() for index in range(2)])
+    own = np.stack([ours.recipe(sample.read()) for sample in ours.source(folder).samples])
+    assert theirs.shape == own.shape
+    assert np.abs(theirs - own).mean() < 0.1  # of about 1: shrinking while decoding is not done quite alike
+
+
 def test_pictures_are_seeded(tmp_path: Path) -> None:
     a, b = (photos.photos(tmp_path / name, 2) for name in "ab")
     assert (a / "00001.jpg").read_bytes() == (b / "00001.jpg").read_bytes()
