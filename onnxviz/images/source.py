@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 from collections import Counter
@@ -340,7 +341,8 @@ def _mark(value: Any) -> str:
 
 def _read_array(array: NDArray[Any], index: int, name: str) -> Picture:
     """A picture (H, W, C) of integers 0–255 as uint8; real numbers as float32 in the axes that they have."""
-    values = np.asarray(array[index])
+    values = np.array(array[index])
+    _let_go(array, index)
     values = values[:, :, None] if values.ndim == 2 else values
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
@@ -358,6 +360,20 @@ def _read_array(array: NDArray[Any], index: int, name: str) -> Picture:
     # Channels are the fewer; in doubt they come last, as in pictures.
     channels_first = array.ndim == 4 and values.shape[0] < values.shape[2]
     return np.ascontiguousarray(np.moveaxis(values, 0, 2) if channels_first else values)
+
+
+_READ_AROUND = 1 << 20
+
+
+def _let_go(array: NDArray[Any], index: int) -> None:
+    """Give back the memory that a row of a mapped file took; else a scan would end with all of the file in it."""
+    mapped: Any = array.base
+    if isinstance(array, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        # With what the system has read around it.
+        start = array.offset % mmap.ALLOCATIONGRANULARITY + index * array.strides[0]
+        first = max(0, start - _READ_AROUND) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = min(len(mapped), start + array.strides[0] + _READ_AROUND)
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _read_file(path: str, name: str, preprocess: Preprocess | None) -> Picture:

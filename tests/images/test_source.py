@@ -436,3 +436,25 @@ def test_bad_labels(tmp_path: Path, data: bytes, message: str) -> None:
 def test_missing_labels(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory in use")
+@pytest.mark.parametrize("size", [40, 256], ids=["many-in-a-page", "several-pages"])
+def test_reading_an_array_file_does_not_keep_it_in_memory(tmp_path, size):
+    path = tmp_path / "x.npy"
+    count = (48 << 20) // (size * size)
+    values = np.random.default_rng(0).integers(0, 255, (count, size, size), np.uint8)
+    np.save(path, values)
+
+    def mapped() -> int:
+        text = Path("/proc/self/smaps").read_text()
+        part = text[text.index(str(path)) :]
+        return int(part[part.index("Rss:") + 4 :].split()[0]) << 10
+
+    source = open_source(path)
+    for index, sample in enumerate(source.samples):
+        if index % 997 == 0:
+            np.testing.assert_array_equal(sample.read()[..., 0], values[index])
+        else:
+            sample.read()
+    assert mapped() < 8 << 20
