@@ -32,6 +32,7 @@ from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import DEFAULT_MEMORY
+from onnxviz.runtime import release_memory
 
 __all__ = ["analyze", "open_network", "parse_channels", "preprocess_for"]
 
@@ -144,6 +145,7 @@ def analyze(
         progress=scanned,
     )
     progress.finish()
+    release_memory()
 
     with ExitStack() as cleanup:
         if folder is None:
@@ -180,6 +182,7 @@ def analyze(
                 )
             )
             progress.finish()
+            release_memory()
         atlas = Atlas(
             model=facts.model_data(network),
             provenance=facts.provenance(

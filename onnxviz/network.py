@@ -46,7 +46,7 @@ from onnxviz.reverse.project import (
 )
 from onnxviz.reverse.rules import STOPS
 from onnxviz.reverse.whole import whole_graph
-from onnxviz.runtime import open_session
+from onnxviz.runtime import open_session, release_memory
 
 __all__ = ["Network", "load"]
 
@@ -432,6 +432,11 @@ class Network:
             found |= self._recorder[1].run(x)
         values = {name: single(found[name]) for name in wanted}
         return Recording(values, _switches(pools, found))
+
+    def forget(self) -> None:
+        """Close the session that recorded, and give its memory back."""
+        self._recorder = None
+        release_memory()
 
     # Reverse
 

@@ -87,6 +87,7 @@ class Recorder:
                     self._maps[layer.tensor, image, one.channel] = own.astype(np.float32)
             progress.advance(len(chunk))
         progress.finish()
+        self._network.forget()
         self._kept = {p.layer.tensor for p, _ in shared}
 
     def _bytes(self, shared: Sequence[tuple[Projector, Sequence[Wanted]]], images: int) -> int:

@@ -20,7 +20,7 @@ __all__ = ["Gallery"]
 
 Array: TypeAlias = NDArray[Any]
 
-_CACHE_BYTES = 128 << 20
+_ARRAY_BYTES, _PICTURE_BYTES = 48 << 20, 128 << 20
 _THUMBNAIL = 160
 _QUALITY = 70
 _PIXEL_ART = 48
@@ -59,8 +59,8 @@ class Gallery:
         self._preprocess = preprocess
         self._folder = folder
         self._relative = relative
-        self._arrays = _Latest(_CACHE_BYTES)
-        self._pictures = _Latest(_CACHE_BYTES)
+        self._arrays = _Latest(_ARRAY_BYTES)
+        self._pictures = _Latest(_PICTURE_BYTES)
         self._thumbnails: dict[int, str] = {}
 
     def array(self, index: int) -> Array:
