@@ -60,7 +60,7 @@ def test_an_image_is_read_once_while_there_is_room(counted, tmp_path):
 
 
 def test_memory_is_bounded(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CACHE_BYTES", 2 * 3 * 20 * 30 * 4)
+    monkeypatch.setattr(module, "_ARRAY_BYTES", 2 * 3 * 20 * 30 * 4)
     gallery = _gallery(counted, tmp_path)
     for index in (0, 1, 2, 1, 3, 1):
         gallery.array(index)
@@ -70,9 +70,30 @@ def test_memory_is_bounded(counted, tmp_path, monkeypatch):
 
 
 def test_an_image_larger_than_the_room_works(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CACHE_BYTES", 10)
+    monkeypatch.setattr(module, "_ARRAY_BYTES", 10)
     gallery = _gallery(counted, tmp_path)
     assert gallery.batch([0, 1, 2]).shape == (3, 3, 20, 30)
+
+
+def test_pictures_stay_when_arrays_are_gone(counted, tmp_path, monkeypatch):
+    """A report draws every picture several times, its array is needed once."""
+    monkeypatch.setattr(module, "_ARRAY_BYTES", 10)
+    gallery = _gallery(counted, tmp_path)
+    gallery.batch([0, 1, 2])
+    before = [gallery.picture(index) for index in (0, 1, 2)]
+    read = list(counted.read)
+    for index, picture in enumerate(before):
+        np.testing.assert_array_equal(gallery.picture(index), picture)
+    assert counted.read == read
+
+
+def test_a_batch_is_in_the_order_asked_for(counted, tmp_path):
+    gallery = _gallery(counted, tmp_path)
+    first = gallery.array(3)
+    batch = gallery.batch([4, 3, 0])
+    np.testing.assert_array_equal(batch[1], first)
+    for row, index in enumerate((4, 3, 0)):
+        np.testing.assert_array_equal(batch[row], gallery.array(index))
 
 
 def test_pictures_are_what_the_network_saw(counted, tmp_path):
