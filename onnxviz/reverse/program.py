@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxviz.errors import UnsupportedOpError
 from onnxviz.model.graph import Node, Shape
 from onnxviz.model.spans import Span, Spans
 from onnxviz.model.writer import GraphWriter
@@ -24,7 +23,7 @@ from onnxviz.reverse.kernels import Array, place
 from onnxviz.reverse.traced import Masked, OpenSize, Traced, Tracer, Untraceable
 from onnxviz.runtime import open_session
 
-__all__ = ["OPSET", "Program", "TracedWalk"]
+__all__ = ["Program", "TracedWalk", "coordinate_limits", "recorded_types"]
 
 OPSET = 18
 """Of the graphs that are written for our own use."""
@@ -195,25 +194,32 @@ class TracedWalk(Walk):
 
 @dataclass(frozen=True)
 class _Stage:
-    """Moves that one graph does. It reads ``cotangents`` (tensor by input) and ``windows``, and ``makes`` cotangents
-    (output, or what was an input already, by tensor)."""
+    """Moves that one graph does.
+
+    It takes ``cotangents`` (tensor by input) and ``windows``, of which the graph ``reads`` some, and ``makes``
+    cotangents (output, or what was an input already, by tensor).
+    """
 
     moves: tuple[Move, ...]
     session: Any
     cotangents: Mapping[str, str]
     windows: Mapping[str, _Window]
-    with_coords: bool
+    reads: tuple[str, ...]
     outputs: tuple[str, ...]
     makes: Mapping[str, str]
     drops: frozenset[str]
 
     def run(self, walk: ArrayWalk, live: dict[str, Array]) -> None:
-        feeds = {name: live[tensor] for name, tensor in self.cotangents.items()}
-        feeds |= {name: window.read(walk) for name, window in self.windows.items()}
-        if self.with_coords:
+        feeds = {
+            name: live[tensor].astype(np.float32, copy=False) for name, tensor in self.cotangents.items()
+        }
+        feeds |= {name: np.asarray(window.read(walk)) for name, window in self.windows.items()}
+        if "coords" in self.reads:
             feeds["coords"] = walk.units.coords
         made = dict(feeds)
-        made |= zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True)
+        feeds = {name: value for name, value in feeds.items() if name in self.reads}
+        if self.outputs:
+            made |= zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True)
         for tensor in self.drops:
             live.pop(tensor, None)
         live |= {tensor: made[name] for tensor, name in self.makes.items()}
@@ -226,14 +232,15 @@ class Program:
     Args:
         path: of the model, for messages.
         sources: the tensors to pull back to.
-        recording: an example of what will be recorded, for its types.
+        targets: the tensors that seeds are for.
+        dtypes: of what will be recorded: of values by name, and of switches (`recorded_types`).
     """
 
     plan: Plan
     path: Path
     sources: Sequence[str]
     targets: Sequence[str]
-    recording: Recording
+    dtypes: Mapping[tuple[str, str], np.dtype[Any]]
     threads: int | None = 1
     stages: list[_Stage | Move] = field(default_factory=list)
 
@@ -305,7 +312,7 @@ class Program:
                 session,
                 {n: t for n, t in inputs.items() if n in used or n in makes.values()},
                 {n: w for n, w in walk.asked.items() if n in used},
-                "coords" in used,
+                used,
                 outputs,
                 makes,
                 frozenset(live.keys() - traced.keys()),
@@ -316,7 +323,7 @@ class Program:
         return done
 
     def _dtype(self, kind: str, name: str) -> np.dtype[Any]:
-        return (self.recording.values if kind == "value" else self.recording.switches)[name].dtype
+        return self.dtypes[kind, name]
 
     def run(self, seeds: Mapping[str, Array], recording: Recording, units: Units) -> dict[str, Array]:
         """As `onnxviz.reverse.engine.run`."""
@@ -330,6 +337,12 @@ class Program:
         return {name: live[name] if name in live else walk.zeros(name) for name in self.sources}
 
 
+def recorded_types(recording: Recording) -> dict[tuple[str, str], np.dtype[Any]]:
+    """The types of what was recorded, as `Program` asks for them."""
+    values = {("value", name): value.dtype for name, value in recording.values.items()}
+    return values | {("switches", name): value.dtype for name, value in recording.switches.items()}
+
+
 def coordinate_limits(plan: Plan, targets: Sequence[str]) -> tuple[int, ...]:
     """How many positions each coordinate of a unit may have."""
     limits: dict[int, int] = {}
@@ -338,12 +351,3 @@ def coordinate_limits(plan: Plan, targets: Sequence[str]) -> tuple[int, ...]:
             if span.coord is not None:
                 limits[span.coord] = size
     return tuple(limits[c] for c in sorted(limits))
-
-
-def untraceable(moves: Sequence[Move]) -> UnsupportedOpError:
-    """What to say of moves that have no ONNX form."""
-    ops = sorted({move.node.op for move in moves})
-    return UnsupportedOpError(
-        f"The reverse of {', '.join(ops)} (the first is {moves[0].node.name!r}) has no ONNX form here. "
-        "Choose an earlier layer."
-    )

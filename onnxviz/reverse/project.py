@@ -22,7 +22,7 @@ from onnxviz.model.spans import Span
 from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
-from onnxviz.reverse.program import Program
+from onnxviz.reverse.program import Program, recorded_types
 from onnxviz.reverse.whole import UNITS_INPUT
 
 __all__ = [
@@ -49,7 +49,7 @@ _RECORDING_SHARE, _WORKING_SHARE = 0.2, 0.3
 """How much of it recorded values, and the arrays on the way, may take."""
 
 _CACHED = 32 << 20
-"""Larger batches of units are no faster: their arrays fall out of the cache."""
+"""On the CPU larger batches of units are no faster: their arrays fall out of the cache."""
 
 _MOST_UNITS = 256
 
@@ -72,7 +72,7 @@ class Projector:
     Args:
         plan: from one position of the layer, or from whole maps.
         image: the input to pull back to.
-        batch: the model's own batch, where it is fixed.
+        engine: one of `ENGINES`, but not ``auto``.
         memory: about how many bytes recorded values and arrays on the way may take.
         path: of the model, for messages.
         graph: makes the session of `whole.whole_graph`, for the engine ``graph``.
@@ -129,7 +129,9 @@ class Projector:
         """How many units to pull back at once, in each thread."""
         if not self.plan.batched:
             return 1
-        allowed = min(_CACHED, int(self._memory * _WORKING_SHARE) // self.threads)
+        allowed = int(self._memory * _WORKING_SHARE) // self.threads
+        if self.engine != "graph":
+            allowed = min(allowed, _CACHED)
         return max(1, min(_MOST_UNITS, allowed // self._unit_bytes))
 
     @property
@@ -241,7 +243,8 @@ class Projector:
             return run(self.plan, seeds, recording, units, [source])[source]
         with self._lock:
             if self.program is None:
-                self.program = Program(self.plan, self._path, [source], [self.layer.tensor], recording)
+                types = recorded_types(recording)
+                self.program = Program(self.plan, self._path, [source], [self.layer.tensor], types)
         return self.program.run(seeds, recording, units)[source]
 
     def _pull(self, recording: Recording, maps: Array, units: Array) -> Array:

@@ -183,6 +183,11 @@ class Traced:
     __float__ = __int__ = __index__ = __bool__
     __hash__ = None  # type: ignore[assignment]
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise Untraceable(f"NumPy's method {name}")
+
     @property
     def ndim(self) -> int:
         """The number of axes."""
