@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError
 
-__all__ = ["FATAL_ONLY", "PROVIDERS", "error_line", "open_session", "release_memory"]
+__all__ = ["FATAL_ONLY", "PROVIDERS", "error_line", "open_session", "release_memory", "run_session"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -74,6 +74,20 @@ def open_session(
         return ort.InferenceSession(cut, options, providers=providers)
     except Exception as error:  # onnxruntime raises types of its own
         raise ModelError(f"{path}: onnxruntime cannot run it: {error_line(error)}") from error
+
+
+def run_session(
+    session: ort.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]], path: Path
+) -> list[NDArray[Any]]:
+    """Some outputs of a session.
+
+    Raises:
+        ModelError: onnxruntime failed; its reason is given.
+    """
+    try:
+        return list(session.run(list(outputs), feeds))
+    except Exception as error:  # onnxruntime raises types of its own
+        raise ModelError(f"{path}: onnxruntime failed: {error_line(error)}") from error
 
 
 def release_memory() -> None:

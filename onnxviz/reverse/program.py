@@ -7,6 +7,7 @@ is a row of stages: graphs, and between them the moves that NumPy does better (u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxviz.errors import ModelError
 from onnxviz.model.graph import Node, Shape
 from onnxviz.model.spans import Span, Spans
 from onnxviz.model.writer import GraphWriter
@@ -21,7 +23,7 @@ from onnxviz.reverse import traced_kernels
 from onnxviz.reverse.engine import ArrayWalk, Move, Plan, Recording, Units, Walk, moving_axes
 from onnxviz.reverse.kernels import Array, place
 from onnxviz.reverse.traced import Masked, OpenSize, Traced, Tracer, Untraceable
-from onnxviz.runtime import open_session
+from onnxviz.runtime import open_session, run_session
 
 __all__ = ["Program", "TracedWalk", "coordinate_limits", "recorded_types"]
 
@@ -202,6 +204,7 @@ class _Stage:
 
     moves: tuple[Move, ...]
     session: Any
+    path: Path
     cotangents: Mapping[str, str]
     windows: Mapping[str, _Window]
     reads: tuple[str, ...]
@@ -219,7 +222,7 @@ class _Stage:
         made = dict(feeds)
         feeds = {name: value for name, value in feeds.items() if name in self.reads}
         if self.outputs:
-            made |= zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True)
+            made |= zip(self.outputs, run_session(self.session, self.outputs, feeds, self.path), strict=True)
         for tensor in self.drops:
             live.pop(tensor, None)
         live |= {tensor: made[name] for tensor, name in self.makes.items()}
@@ -303,13 +306,21 @@ class Program:
         if outputs:
             written = writer.write(outputs)
             used = written.inputs
-            session = open_session(
-                written.model, self.path, threads=self.threads, arena=False, initializers=written.weights
-            )
+            try:
+                session = open_session(
+                    written.model, self.path, threads=self.threads, arena=False, initializers=written.weights
+                )
+            except ModelError as error:
+                # It is slower then, and not wrong.
+                warnings.warn(f"{error} NumPy does this part of the way back.", stacklevel=2)
+                for move in todo[:done]:
+                    self._by_numpy(move, live, kept)
+                return done
         self.stages.append(
             _Stage(
                 tuple(todo[:done]),
                 session,
+                self.path,
                 {n: t for n, t in inputs.items() if n in used or n in makes.values()},
                 {n: w for n, w in walk.asked.items() if n in used},
                 used,

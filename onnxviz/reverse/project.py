@@ -24,6 +24,7 @@ from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.program import Program, recorded_types
 from onnxviz.reverse.whole import UNITS_INPUT
+from onnxviz.runtime import run_session
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -193,7 +194,7 @@ class Projector:
         rows, local = np.unique(units[:, 0], return_inverse=True)
         x = recording.values[self.image.name][rows]
         feeds = {self.image.name: x, UNITS_INPUT: np.column_stack([local, units[:, 1:]])}
-        pixels, maps = self._session.run(["pixels", "maps"], feeds)
+        pixels, maps = run_session(self._session, ("pixels", "maps"), feeds, self._path)
         return pixels, maps
 
     def maps(self, seeds: Array, recording: Recording, rows: Array | None = None) -> Array:

@@ -11,7 +11,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import onnxviz
-from onnxviz.errors import UnsupportedOpError, UsageError
+from onnxviz.errors import ModelError, UnsupportedOpError, UsageError
 from onnxviz.network import Network
 from onnxviz.reverse.engine import Plan, Recording, Units
 from onnxviz.reverse.methods import make_method
@@ -204,6 +204,20 @@ def test_a_stage_that_has_nothing_to_compute(opened: Opener):
     model = network(nodes, {"w": weights(4, 3, 3, 3), "v": weights(5, 4, 3, 3)})
     net = opened(model)
     assert window_error(net, pictures(model, 2), "y", corner_units(net, "y", 2), "deconvnet") < CLOSE
+
+
+def test_what_onnxruntime_refuses_is_done_by_numpy_and_said(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 2)
+    units = corner_units(net, "y", 2)
+
+    def refuse(model: bytes, path: Path, **options: object) -> None:
+        raise ModelError(f"{path}: onnxruntime cannot run it: no kernel.")
+
+    monkeypatch.setattr("onnxviz.reverse.program.open_session", refuse)
+    with pytest.warns(UserWarning, match=r"no kernel\. NumPy does this part of the way back"):
+        found = net.project_units(x, "y", units).pixels
+    assert error(found, reopened(net, "numpy").project_units(x, "y", units).pixels) < CLOSE
 
 
 def test_many_units_go_through_several_threads(opened: Opener):
