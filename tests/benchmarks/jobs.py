@@ -105,13 +105,13 @@ def start(bench: Bench) -> Iterator[Row]:
         networks.seed_weights(module, 0)
         networks.export(module, 224, path)
     commands = {
-        "onnxviz --help": (("--help",), 0.4),
-        "onnxviz layers, on VGG16": (("layers", path), 2.0),
+        "`onnxviz --help`": (("--help",), 0.4),
+        "`onnxviz layers` on VGG16": (("layers", path), 2.0),
     }
     for what, (arguments, bound) in commands.items():
         side = timed(lambda arguments=arguments: bench.run("-m", "onnxviz", *arguments))
         values = tuple(seconds for (seconds,) in alternately(side, rounds=bench.rounds))
-        yield Row(f"`{what}`", f"{median(values):.2f} s", "", values, Goal(bound, "s", at_least=False))
+        yield Row(what, f"{median(values):.2f} s", "", values, Goal(bound, "s", at_least=False))
 
 
 def _stand_in() -> nn.Module:
