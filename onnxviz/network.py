@@ -428,7 +428,7 @@ class Network:
         if names:
             # One is kept: a layer's winners come in several batches, and a session holds all its weights.
             if self._recorder is None or self._recorder[0] != names:
-                self._recorder = (names, self.runner(names, spinning=False, arena=False))
+                self._recorder = (names, self.runner(names, spinning=False))
             found |= self._recorder[1].run(x)
         values = {name: single(found[name]) for name in wanted}
         return Recording(values, _switches(pools, found))

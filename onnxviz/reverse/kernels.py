@@ -309,14 +309,32 @@ def switches(
     Returns:
         Like ``y``, unsigned integers: the number of the kernel cell. One byte for up to 256 cells.
     """
-    found: Array = np.zeros(y.shape, np.uint8 if math.prod(kernel) <= 256 else np.uint32)
+    count = math.prod(kernel)
+    dtype = np.uint8 if count <= 256 else np.uint32
+    found: Array = np.zeros(y.shape, dtype)
     cells = list(enumerate(np.ndindex(*kernel)))
     for row in range(len(x)):  # one at a time: a map stays in the cache
-        for number, cell in reversed(cells):
-            there, here = _met(cell, x.shape[2:], y.shape[2:], strides, dilations, begins)
-            values = y[row][:, *there]
-            np.copyto(found[row][:, *there], number, where=x[row][:, *here] == values)
+        phases = _phases(x[row], strides)
+        # The last cell first has the lowest mark, so that the highest one is the first cell's.
+        marks = np.zeros(y.shape[1:], dtype)
+        for number, cell in cells[1:]:
+            there, phase, here = _met(cell, x.shape[2:], y.shape[2:], strides, dilations, begins)
+            same = (phases[phase][:, *here] == y[row][:, *there]).view(np.uint8)
+            part = marks[:, *there]
+            np.maximum(part, np.multiply(same, count - number, dtype=dtype), out=part)
+        there, phase, here = _met(cells[0][1], x.shape[2:], y.shape[2:], strides, dilations, begins)
+        first = np.zeros(y.shape[1:], bool)
+        first[:, *there] = phases[phase][:, *here] == y[row][:, *there]
+        np.subtract(count, marks, out=found[row], where=(marks > 0) & ~first, casting="unsafe")
     return found
+
+
+def _phases(x: Array, strides: Sequence[int]) -> dict[tuple[int, ...], Array]:
+    """The positions of a map (C, h…) that agree modulo the strides, apart: what is compared lies side by side then."""
+    return {
+        phase: np.ascontiguousarray(x[:, *(slice(p, None, s) for p, s in zip(phase, strides, strict=True))])
+        for phase in np.ndindex(*strides)
+    }
 
 
 def _met(
@@ -326,17 +344,18 @@ def _met(
     strides: Sequence[int],
     dilations: Sequence[int],
     begins: Sequence[int],
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Which of ``counts`` windows have a kernel cell inside a map of ``sizes``, and where these cells are."""
-    there, here = [], []
+) -> tuple[tuple[slice, ...], tuple[int, ...], tuple[slice, ...]]:
+    """Which of ``counts`` windows have a kernel cell inside a map of ``sizes``, and in which phase, and where there,
+    these cells are."""
+    there, phase, here = [], [], []
     for o, n, count, s, d, b in zip(cell, sizes, counts, strides, dilations, begins, strict=True):
         first = max(0, -((o * d - b) // s))  # the first window for which i·s + o·d − b is not negative
-        last = min(count, (n - 1 + b - o * d) // s + 1)
-        last = max(first, last)
+        last = max(first, min(count, (n - 1 + b - o * d) // s + 1))
         start = first * s + o * d - b
         there.append(slice(first, last))
-        here.append(slice(start, start + (last - first - 1) * s + 1 if last > first else start, s))
-    return tuple(there), tuple(here)
+        phase.append(start % s)
+        here.append(slice(start // s, start // s + last - first))
+    return tuple(there), tuple(phase), tuple(here)
 
 
 @singledispatch
