@@ -19,6 +19,7 @@ from onnxviz.forward.probes import layer_probes, reduced
 from onnxviz.forward.topk import ChannelStats, TopK
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
+from onnxviz.interrupts import held_interrupts
 from onnxviz.model.layers import Layer
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def scan(
     skipped: list[tuple[str, str]] = []
     done = images = 0
     with (
+        held_interrupts() as check,
         closing(prepared(source, preprocess, total, ahead=2 * size)) as items,
         ThreadPoolExecutor(1, "onnxviz-batch") as before,
         ThreadPoolExecutor(1, "onnxviz-tally") as after,
@@ -131,6 +133,7 @@ def scan(
             done += len(batch.images) + len(batch.bad)
             if progress:
                 progress(done, total)
+            check()
         if counted:
             counted.result()
     if not images:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from onnxviz.errors import UnitError, UsageError
+from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import Node
 from onnxviz.model.inputs import ImageInput
 from onnxviz.model.layers import Layer
@@ -222,7 +223,7 @@ class Projector:
             for part in parts:
                 yield part, pull(part)
             return
-        with ThreadPoolExecutor(self.threads, "onnxviz-project") as pool:
+        with held_interrupts() as check, ThreadPoolExecutor(self.threads, "onnxviz-project") as pool:
             waiting: deque[tuple[slice, Future[T]]] = deque()
             following = iter(parts)
             try:
@@ -231,9 +232,11 @@ class Projector:
                     if len(waiting) > self.threads:
                         done, future = waiting.popleft()
                         yield done, future.result()
+                        check()
                 while waiting:
                     done, future = waiting.popleft()
                     yield done, future.result()
+                    check()
             finally:
                 for _, future in waiting:
                     future.cancel()
