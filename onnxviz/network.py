@@ -395,9 +395,8 @@ class Network:
         *,
         probes: Sequence[Probe] = (),
         spinning: bool = True,
-        arena: bool = True,
     ) -> Runner:
-        """A session for the named tensors and probes of tensors; see `open_session` for the rest."""
+        """A session for the named tensors and probes of tensors; see `open_session` for ``spinning``."""
 
         def cut(batch: str | None) -> bytes:
             return self.model.cut(
@@ -415,7 +414,6 @@ class Network:
             fixed=self.image.batch,
             provider=self.provider,
             spinning=spinning,
-            arena=arena,
         )
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:

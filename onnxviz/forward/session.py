@@ -102,7 +102,7 @@ class Session:
     Inputs are put where the provider computes, all between stays there, and only outputs come back.
 
     Args:
-        spinning, arena: see `open_session`.
+        spinning: see `open_session`.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -116,11 +116,8 @@ class Session:
         provider: str = "cpu",
         optimise: bool = True,
         spinning: bool = True,
-        arena: bool = True,
     ) -> None:
-        self._session = open_session(
-            cut, model.path, provider, optimise=optimise, spinning=spinning, arena=arena
-        )
+        self._session = open_session(cut, model.path, provider, optimise=optimise, spinning=spinning)
         self._provider = provider
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
@@ -169,7 +166,7 @@ class Runner:
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
         fixed: the batch that the file fixes, or None.
-        spinning, arena: see `open_session`.
+        spinning: see `open_session`.
     """
 
     def __init__(
@@ -181,10 +178,9 @@ class Runner:
         fixed: int | None,
         provider: str,
         spinning: bool = True,
-        arena: bool = True,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
-        self._open = partial(Session, model, provider=provider, spinning=spinning, arena=arena)
+        self._open = partial(Session, model, provider=provider, spinning=spinning)
         self._session = self._open(cut(None))
         self._tried = fixed is None
         self.fixed = fixed

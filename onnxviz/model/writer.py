@@ -91,6 +91,10 @@ class GraphWriter:
         self._entries.append(_Entry("Identity", (value,), (name,), {}))
         return name
 
+    def cast(self, value: str, dtype: np.dtype[Any]) -> str:
+        """A tensor in another type."""
+        return self.node("Cast", value, to=int(helper.np_dtype_to_tensor_dtype(dtype)))
+
     def parts(self, outputs: Sequence[str]) -> tuple[list[onnx.NodeProto], dict[str, Array], tuple[str, ...]]:
         """Nodes, constants and inputs that the outputs need."""
         needed, kept = set(outputs), []

@@ -92,9 +92,7 @@ class Tracer:
             return self.constant(np.asarray(value, dtype))
         if value.dtype == dtype:
             return value
-        from onnx.helper import np_dtype_to_tensor_dtype
-
-        return self.node("Cast", value.shape, dtype, value, to=int(np_dtype_to_tensor_dtype(dtype)))
+        return Traced(self, self.writer.cast(value.name, dtype), value.shape, dtype)
 
     def size(self, size: OpenSize) -> str:
         """A tensor (1,) of an open size."""
