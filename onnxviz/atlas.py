@@ -40,7 +40,7 @@ __all__ = ["Atlas", "LayerAtlas", "slugs"]
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = 2
+FORMAT = 3
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
@@ -224,7 +224,6 @@ class Atlas:
             name=None,
             dead=not one.overall_hits,
             largest=_finite(one.stats.largest.max(initial=-math.inf)),
-            smallest=_finite(one.stats.smallest.min(initial=math.inf)),
             mean=_share(one.stats.total.sum(), one.stats.images.sum() * one.stats.positions),
             activity=_share(one.stats.active_images.sum(), one.stats.images.sum()),
             hits=self._hits(one, one.overall_hits),
@@ -240,7 +239,6 @@ class Atlas:
                     name=one.names[channel] if one.names else None,
                     dead=dead,
                     largest=_finite(stats.largest[channel]),
-                    smallest=_finite(stats.smallest[channel]),
                     mean=_share(stats.total[channel], count * stats.positions),
                     activity=_share(stats.active_images[channel], count),
                     hits=() if dead else self._hits(one, one.topk.hits(channel)),
@@ -362,7 +360,7 @@ def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Arra
         return {name: arrays[f"{number}/{part}/{name}"] for name in names}
 
     ranked = ("score", "activation", "image", "y", "x")
-    counted = ("images", "largest", "smallest", "total", "active_images", "active_units", "not_finite")
+    counted = ("images", "largest", "total", "active_images", "not_finite")
     return LayerAtlas(
         layer=Layer(**{name: _tuples(value) for name, value in entry["layer"].items()}),
         slug=entry["slug"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ from onnxviz.reverse.project import (
 )
 from onnxviz.reverse.rules import STOPS
 from onnxviz.reverse.whole import whole_graph
-from onnxviz.runtime import open_session, release_memory
+from onnxviz.runtime import cores, open_session, release_memory
 
 __all__ = ["Network", "load"]
 
@@ -394,9 +393,9 @@ class Network:
         tensors: Sequence[str],
         *,
         probes: Sequence[Probe] = (),
-        spinning: bool = True,
+        threads: int | None = None,
     ) -> Runner:
-        """A session for the named tensors and probes of tensors; see `open_session` for ``spinning``."""
+        """A session for the named tensors and probes of tensors, whose runs use ``threads``, or as many as cores."""
 
         def cut(batch: str | None) -> bytes:
             return self.model.cut(
@@ -413,7 +412,7 @@ class Network:
             cut,
             fixed=self.image.batch,
             provider=self.provider,
-            spinning=spinning,
+            threads=threads,
         )
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
@@ -426,7 +425,7 @@ class Network:
         if names:
             # One is kept: a layer's winners come in several batches, and a session holds all its weights.
             if self._recorder is None or self._recorder[0] != names:
-                self._recorder = (names, self.runner(names, spinning=False))
+                self._recorder = (names, self.runner(names))
             found |= self._recorder[1].run(x)
         values = {name: single(found[name]) for name in wanted}
         return Recording(values, _switches(pools, found))
@@ -728,7 +727,7 @@ def _switches(pools: Sequence[Node], values: Mapping[str, Array]) -> dict[str, A
     """Switches of MaxPool nodes from their recorded inputs and outputs; images are shared out among threads."""
     if not pools:
         return {}
-    with ThreadPoolExecutor(os.cpu_count() or 1, "onnxviz-switches") as threads:
+    with ThreadPoolExecutor(cores(), "onnxviz-switches") as threads:
 
         def of(node: Node) -> list[Future[Array]]:
             x, y = values[node.inputs[0]], values[node.output]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError
 
-__all__ = ["FATAL_ONLY", "PROVIDERS", "error_line", "open_session", "release_memory", "run_session"]
+__all__ = ["FATAL_ONLY", "PROVIDERS", "cores", "error_line", "open_session", "release_memory", "run_session"]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -34,7 +35,6 @@ def open_session(
     *,
     optimise: bool = True,
     threads: int | None = None,
-    spinning: bool = True,
     arena: bool = True,
     initializers: Mapping[str, NDArray[Any]] | None = None,
 ) -> ort.InferenceSession:
@@ -43,8 +43,6 @@ def open_session(
     Args:
         optimise: without it, the session opens sooner and runs slower.
         threads: that one operator may use; None for as many as there are cores.
-        spinning: whether idle threads keep their cores busy while they wait for the next operator; without it,
-            other work goes on beside a run.
         arena: whether the session keeps the memory of its largest run. Many sessions that take turns should not.
         initializers: values of those that the model only names; they are not copied before the session is made.
 
@@ -60,8 +58,6 @@ def open_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if threads is not None:
         options.intra_op_num_threads = threads
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = arena
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
@@ -88,6 +84,12 @@ def run_session(
         return list(session.run(list(outputs), feeds))
     except Exception as error:  # onnxruntime raises types of its own
         raise ModelError(f"{path}: onnxruntime failed: {error_line(error)}") from error
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def release_memory() -> None:

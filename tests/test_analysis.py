@@ -70,7 +70,6 @@ def _check(atlas: onnxviz.Atlas, model: Path, x: np.ndarray, *, top: int = 9) ->
         for row in said["rows"]:
             values = flat[:, row["index"]]
             assert row["largest"] == pytest.approx(values.max(), rel=1e-3, abs=1e-4 * scale)
-            assert row["smallest"] == pytest.approx(values.min(), rel=1e-3, abs=1e-4 * scale)
             assert row["dead"] == (values.max() <= 0)
             assert (folder / f"c{row['index']:04d}.html").is_file()
             if row["dead"]:

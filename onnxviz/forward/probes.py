@@ -26,15 +26,9 @@ _NONZERO = 9
 _LARGE_MAP, _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 16, 256
 """Units of a map from which on the maximum is looked for in blocks, and units of a block."""
 
-_STEEPEST = float(np.finfo(np.float32).max)
-_NEVER_TINY = frozenset(
-    {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "LeakyRelu", "MatMul", "PRelu", "Relu"}
-)
-"""Operators whose results do not run out in ever smaller numbers, as those of a Softmax or a Sigmoid do."""
-
 
 def layer_probes(layer: Layer, opset: int, *, blocks: bool = True) -> tuple[Probe, ...]:
-    """Per image and channel: the maximum, where it is, the minimum, the sum, and how many units are above 0.
+    """Per image and channel: the maximum, where it is, and the sum.
 
     A vector comes out as it is. Names are ``<tensor>:max`` and so on. ``blocks`` looks for the maximum of a large map
     in blocks, which is faster on a CPU.
@@ -46,14 +40,8 @@ def layer_probes(layer: Layer, opset: int, *, blocks: bool = True) -> tuple[Prob
         return (Probe(f"{layer.tensor}:vector", layer.tensor, tuple(start)),)
     start.append(_reshape(0, 0, -1))
     flat = Probe(f"{layer.tensor}:flat", layer.tensor, tuple(start), shown=False)
-    # The first is run last, so that HardSigmoid may write where it reads.
-    ends: dict[str, tuple[Step, ...]] = {
-        "active": (*_is_active(layer.op), _reduce("ReduceSum", 2, opset)),
-        "sum": (_reduce("ReduceSum", 2, opset),),
-        "min": (_reduce("ReduceMin", 2, opset),),
-    }
-    others = [Probe(f"{layer.tensor}:{name}", flat.name, steps) for name, steps in ends.items()]
-    return (flat, *others, *_strongest(layer, flat.name, opset, blocks))
+    total = Probe(f"{layer.tensor}:sum", flat.name, (_reduce("ReduceSum", 2, opset),))
+    return (flat, total, *_strongest(layer, flat.name, opset, blocks))
 
 
 def _strongest(layer: Layer, flat: str, opset: int, blocks: bool) -> tuple[Probe, ...]:
@@ -98,14 +86,6 @@ def _strongest(layer: Layer, flat: str, opset: int, blocks: bool) -> tuple[Probe
     return (parts, maxima, largest, which, rows, row, best, place)
 
 
-def _is_active(op: str) -> tuple[Step, ...]:
-    """1 for a unit above 0, else 0."""
-    if op in _NEVER_TINY:
-        # One pass less. Only a positive number below 2⁻¹²⁸ gives less than 1.
-        return (("HardSigmoid", (), {"alpha": _STEEPEST, "beta": 0.0}),)
-    return (("Greater", (np.zeros(1, np.float32),), {}), ("Cast", (), {"to": _FLOAT}))
-
-
 def _reduce(op: str, axis: int, opset: int) -> Step:
     if opset >= (_SUM_TAKES_AXES if op == "ReduceSum" else _MAX_TAKES_AXES):
         return (op, (np.array([axis], np.int64),), {"keepdims": 0})
@@ -117,14 +97,8 @@ def _reshape(*shape: int) -> Step:
 
 
 def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The reductions of a layer, each (N, C): ``max``, ``argmax``, ``min``, ``sum``, ``active``."""
+    """The reductions of a layer, each (N, C): ``max``, ``argmax``, ``sum``. NaN and infinity show in the sum."""
     if not layer.size:
         vector = outputs[f"{layer.tensor}:vector"]
-        return {
-            "max": vector,
-            "argmax": np.zeros(vector.shape, np.int64),
-            "min": vector,
-            "sum": vector,
-            "active": (vector > 0).astype(np.float32),
-        }
-    return {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "argmax", "min", "sum", "active")}
+        return {"max": vector, "argmax": np.zeros(vector.shape, np.int64), "sum": vector}
+    return {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "argmax", "sum")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +15,17 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.forward.probes import layer_probes, reduced
-from onnxviz.forward.topk import ChannelStats, TopK
+from onnxviz.forward.topk import ChannelStats, TopK, TopKBuilder
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.layers import Layer
+from onnxviz.runtime import cores
 
 if TYPE_CHECKING:
     from onnxviz.network import Network
 
-__all__ = ["RANKS", "LayerScan", "Scan", "batch_size_for", "prepared", "scan"]
+__all__ = ["RANKS", "LayerScan", "Scan", "Workload", "prepared", "scan", "workload"]
 
 Array: TypeAlias = NDArray[Any]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -36,7 +36,9 @@ RANKS = ("max", "sum", "first")
 MOST_HITS = 100
 """The largest ``top``: a channel's pictures are one file, and browsers and formats limit their size."""
 
-_BATCH_BYTES = 256 << 20
+_LARGEST_BATCH = 32
+_CACHED_BYTES, _MOST_BYTES, _ALL_BYTES = 32 << 20, 256 << 20, 1 << 30
+"""What the two largest activations of a run may take: by default, where larger batches pay, and of all runs at once."""
 _MOST_DECODERS = 32
 
 
@@ -81,7 +83,7 @@ def scan(
         top: how many to keep.
         rank: one of `RANKS`.
         limit: read only the first so many samples.
-        batch_size: images a run; by default as many as keep the activations within bounds, 32 at most.
+        batch_size: images a run; see `workload` for the default.
         progress: called with (images done, images in all).
 
     Raises:
@@ -95,8 +97,9 @@ def scan(
             raise UsageError(f"The {name} must be 1 or more, not {number}.")
     if top > MOST_HITS:
         raise UsageError(f"At most {MOST_HITS} images are kept for each channel, not {top}.")
-    size = batch_size or batch_size_for(network, layers)
     total = min(len(source.samples), limit or len(source.samples))
+    load = workload(network, layers, total)
+    size = batch_size or load.batch
     # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
     on_cpu = network.provider == "cpu"
     probes = [
@@ -104,38 +107,41 @@ def scan(
         for layer in reversed(layers)
         for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
     ]
-    # Idle threads leave the cores to the decoders.
-    runner = network.runner([], probes=probes, spinning=False)
+    runner = network.runner([], probes=probes, threads=load.threads)
     tally = _Tally(layers, top, rank)
     skipped: list[tuple[str, str]] = []
     done = images = 0
+    running: deque[tuple[_Batch, Future[dict[str, Array]] | None]] = deque()
+
+    def finish_first() -> None:
+        nonlocal done, images
+        batch, future = running.popleft()
+        if future:
+            tally.add(future.result(), np.array(batch.images, np.int64))
+        images += len(batch.images)
+        done += len(batch.images) + len(batch.bad)
+        if progress:
+            progress(done, total)
+
     with (
         held_interrupts() as check,
-        closing(prepared(source, preprocess, total, ahead=2 * size)) as items,
-        ThreadPoolExecutor(1, "onnxviz-batch") as before,
-        ThreadPoolExecutor(1, "onnxviz-tally") as after,
+        closing(prepared(source, preprocess, total, ahead=(load.workers + 1) * size)) as items,
+        ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
     ):
-        # While one batch runs, the next is put together and the one before is counted.
-        batches = _batches(items, size, lambda arrays: network.feed(preprocess.batch(arrays)))
-        following = before.submit(next, batches, None)
-        counted: Future[None] | None = None
-        while batch := following.result():
-            following = before.submit(next, batches, None)
+        for batch in _batches(items, size):
             for index, reason in batch.bad:
                 name = source.samples[index].name
                 skipped.append((name, reason.removeprefix(f"{name}: ")))
-            if batch.x is not None:
-                outputs = runner.run(batch.x)
-                if counted:
-                    counted.result()
-                counted = after.submit(tally.add, outputs, np.array(batch.images, np.int64))
-            images += len(batch.images)
-            done += len(batch.images) + len(batch.bad)
-            if progress:
-                progress(done, total)
+            x = network.feed(preprocess.batch(batch.arrays)) if batch.arrays else None
+            running.append((batch, None if x is None else pool.submit(runner.run, x)))
             check()
-        if counted:
-            counted.result()
+            # One batch waits, so that no worker does.
+            while len(running) > load.workers:
+                finish_first()
+                check()
+        while running:
+            finish_first()
+            check()
     if not images:
         reasons = f" The first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise NoImagesError(f"{source.description}: not one image could be read.{reasons}")
@@ -150,46 +156,77 @@ class _Tally:
         ends = np.cumsum([layer.channels for layer in layers])
         self._starts = ends - [layer.channels for layer in layers]
         self._widths = np.repeat([layer.grid[1] for layer in layers], [layer.channels for layer in layers])
-        self._topk = TopK.empty(int(ends[-1]), top)
-        self._overall = TopK.empty(len(layers), top)
+        self._topk = TopKBuilder(int(ends[-1]), top)
+        self._overall = TopKBuilder(len(layers), top)
         self._stats = ChannelStats.empty(int(ends[-1]), 0)
 
     def add(self, outputs: Mapping[str, Array], images: Array) -> None:
         """Count a batch: its raw outputs, and the numbers (N,) of its images."""
         parts = [reduced(layer, outputs) for layer in self._layers]
         values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        y, x = np.divmod(values["argmax"], self._widths)
-        finite = np.isfinite(values["max"]) & np.isfinite(values["min"]) & np.isfinite(values["sum"])
+        finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
         score = values["sum" if self._rank == "sum" else "max"]
         score = np.where(finite, np.zeros_like(score) if self._rank == "first" else score, np.nan)
-        self._topk = self._topk.with_batch(score, values["max"], images, y, x)
+        self._topk.add(score, values["max"], images, values["argmax"])
         together = np.add.reduceat(np.where(finite, np.maximum(score, 0), 0), self._starts, 1, np.float64)
         some = np.logical_or.reduceat(finite, self._starts, axis=1)
         together = np.where(some, together, np.nan)
-        zeros = np.zeros(together.shape, np.int32)
-        self._overall = self._overall.with_batch(together, together, images, zeros, zeros)
+        self._overall.add(together, together, images, np.zeros(together.shape, np.int64))
         self._stats = self._stats.merge(ChannelStats.of_batch(values, 0))
 
     def layers(self) -> tuple[LayerScan, ...]:
         """The layers, each for itself."""
         found = []
+        topk, overalls = self._topk.topk(self._widths), self._overall.topk()
         for index, (layer, start) in enumerate(zip(self._layers, self._starts, strict=True)):
             part = slice(int(start), int(start) + layer.channels)
             stats = self._stats.channels(part, math.prod(layer.size))
-            overall = self._overall.channels(slice(index, index + 1))
-            found.append(LayerScan(layer, self._topk.channels(part), overall, stats))
+            overall = overalls.channels(slice(index, index + 1))
+            found.append(LayerScan(layer, topk.channels(part), overall, stats))
         return tuple(found)
 
 
-def batch_size_for(network: Network, layers: Sequence[Layer]) -> int:
-    """Images a run, so that the two largest activations on the way stay within bounds."""
+@dataclass(frozen=True)
+class Workload:
+    """How a scan shares its work out: images a run, runs at once, and threads in each."""
+
+    batch: int
+    workers: int
+    threads: int | None
+
+
+def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload:
+    """Shares for a scan of so many images.
+
+    On a CPU each core runs batches of its own: small operators leave cores idle when several share one, and what a
+    small batch leaves behind is still in the cache when it is read. Fully connected layers ask for larger batches,
+    since their weights are read anew in each.
+    """
     shapes = network.shapes()
     needed = network.graph.ancestors(layer.tensor for layer in layers) & network.graph.descendants(
         network.image.name
     )
     fixed = network.image.batch or 1
     largest = sorted((4 * math.prod(shapes[name]) // fixed for name in needed), reverse=True)[:2]
-    return max(1, min(32, _BATCH_BYTES // max(sum(largest), 1)))
+    image = max(sum(largest), 1)
+
+    def batch(most: int, images: int) -> int:
+        images = min(most // image, _LARGEST_BATCH, images)
+        return max(fixed, images // fixed * fixed)
+
+    if network.provider != "cpu":
+        return Workload(batch(_MOST_BYTES, images), 1, None)
+    available = cores()
+    workers = max(1, min(available, _ALL_BYTES // image, images))
+    dense = sum(
+        4 * network.constants[name].size
+        for node in network.graph.nodes
+        if node.output in needed and node.op in ("Gemm", "MatMul")
+        for name in node.inputs[1:2]
+        if name in network.constants
+    )
+    most = min(max(dense, _CACHED_BYTES), _MOST_BYTES, _ALL_BYTES // workers)
+    return Workload(batch(most, math.ceil(images / workers)), workers, max(1, available // workers))
 
 
 def prepared(
@@ -203,7 +240,7 @@ def prepared(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(min(_MOST_DECODERS, os.cpu_count() or 1), "onnxviz-decode") as pool:
+    with ThreadPoolExecutor(min(_MOST_DECODERS, cores()), "onnxviz-decode") as pool:
         waiting: deque[Future[Array | ImageError]] = deque()
         following = 0
         try:
@@ -219,28 +256,24 @@ def prepared(
 
 @dataclass(frozen=True)
 class _Batch:
-    """The network's input for some images, None for none, and (index, reason) of what was skipped on the way."""
+    """Some images and their arrays, and (index, reason) of what was skipped on the way."""
 
     images: list[int]
-    x: Array | None
+    arrays: list[Array]
     bad: list[tuple[int, str]]
 
 
-def _batches(
-    items: Iterator[tuple[int, Array | ImageError]], size: int, join: Callable[[list[Array]], Array]
-) -> Iterator[_Batch]:
+def _batches(items: Iterator[tuple[int, Array | ImageError]], size: int) -> Iterator[_Batch]:
     """Batches of up to ``size`` images."""
-    images: list[int] = []
-    arrays: list[Array] = []
-    bad: list[tuple[int, str]] = []
+    batch = _Batch([], [], [])
     for index, item in items:
         if isinstance(item, ImageError):
-            bad.append((index, str(item)))
+            batch.bad.append((index, str(item)))
         else:
-            images.append(index)
-            arrays.append(item)
-        if len(arrays) == size:
-            yield _Batch(images, join(arrays), bad)
-            images, arrays, bad = [], [], []
-    if images or bad:
-        yield _Batch(images, join(arrays) if arrays else None, bad)
+            batch.images.append(index)
+            batch.arrays.append(item)
+        if len(batch.arrays) == size:
+            yield batch
+            batch = _Batch([], [], [])
+    if batch.images or batch.bad:
+        yield batch

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class Session:
     Inputs are put where the provider computes, all between stays there, and only outputs come back.
 
     Args:
-        spinning: see `open_session`.
+        threads: that one run may use; None for as many as there are cores.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -115,9 +116,9 @@ class Session:
         *,
         provider: str = "cpu",
         optimise: bool = True,
-        spinning: bool = True,
+        threads: int | None = None,
     ) -> None:
-        self._session = open_session(cut, model.path, provider, optimise=optimise, spinning=spinning)
+        self._session = open_session(cut, model.path, provider, optimise=optimise, threads=threads)
         self._provider = provider
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
@@ -161,12 +162,13 @@ class Runner:
 
     A file that fixes its batch is tried at larger ones: where two of its own batches give the same in one run,
     that is how it is used; else the images go through in the file's own batches, the last filled up. A file that
-    leaves its batch open and then fails to keep a row an image is run one by one. ``note`` says which.
+    leaves its batch open and then fails to keep a row an image is run one by one. ``note`` says which. Several threads
+    may run batches at once.
 
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
         fixed: the batch that the file fixes, or None.
-        spinning: see `open_session`.
+        threads: that one run may use; None for as many as there are cores.
     """
 
     def __init__(
@@ -177,12 +179,13 @@ class Runner:
         *,
         fixed: int | None,
         provider: str,
-        spinning: bool = True,
+        threads: int | None = None,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
-        self._open = partial(Session, model, provider=provider, spinning=spinning)
+        self._open = partial(Session, model, provider=provider, threads=threads)
         self._session = self._open(cut(None))
         self._tried = fixed is None
+        self._trying = Lock()
         self.fixed = fixed
         self.note: str | None = None
 
@@ -192,8 +195,9 @@ class Runner:
         Raises:
             ModelError: onnxruntime failed.
         """
-        if not self._tried and self.fixed is not None and len(x) > self.fixed:
-            self._try_free(x, self.fixed)
+        with self._trying:
+            if not self._tried and self.fixed is not None and len(x) > self.fixed:
+                self._try_free(x, self.fixed)
         if self.fixed is None:
             found = self._at_once(x)
             if found is not None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ChannelStats", "Hit", "TopK"]
+__all__ = ["ChannelStats", "Hit", "TopK", "TopKBuilder"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -53,46 +53,12 @@ class TopK:
             np.zeros(shape, np.int32),
         )
 
-    @classmethod
-    def of_batch(cls, score: Array, activation: Array, image: Array, y: Array, x: Array, k: int) -> TopK:
-        """Of one batch: ``image`` is (N,), the others (N, C). Scores that are no number rank nowhere."""
-        score = np.where(np.isnan(score), -np.inf, score).T.astype(np.float64)
-        nowhere = np.isneginf(score)
-        every = cls(
-            score,
-            np.where(nowhere, -np.inf, activation.T).astype(np.float32),
-            np.where(nowhere, _NO_IMAGE, image),
-            np.where(nowhere, 0, y.T).astype(np.int32),
-            np.where(nowhere, 0, x.T).astype(np.int32),
-        )
-        return every.merge(cls.empty(len(score), k))
-
     def merge(self, other: TopK) -> TopK:
         """The best of both, as many as ``other`` keeps."""
         k = other.score.shape[1]
         joined = {name: np.concatenate([mine, theirs], axis=1) for name, mine, theirs in self._pairs(other)}
         order = np.lexsort((joined["image"], -joined["score"]), axis=1)[:, :k]
         return TopK(**{name: np.take_along_axis(array, order, axis=1) for name, array in joined.items()})
-
-    def with_batch(self, score: Array, activation: Array, image: Array, y: Array, x: Array) -> TopK:
-        """Merged with one batch, given as to `of_batch`: only channels in which an image gets a place are sorted."""
-        last, holder = self.score[:, -1], self.image[:, -1]
-        better = (score > last) | ((score == last) & (image[:, None] < holder))
-        rows = np.flatnonzero(better.any(0))
-        if not len(rows):
-            return self
-        whole = len(rows) == len(last)
-        mine = self
-        if not whole:
-            score, activation, y, x = (array[:, rows] for array in (score, activation, y, x))
-            mine = TopK(**{name: array[rows] for name, array in self.arrays().items()})
-        merged = TopK.of_batch(score, activation, image, y, x, self.score.shape[1]).merge(mine)
-        if whole:
-            return merged
-        arrays = {name: array.copy() for name, array in self.arrays().items()}
-        for name, array in merged.arrays().items():
-            arrays[name][rows] = array
-        return TopK(**arrays)
 
     def channels(self, part: slice) -> TopK:
         """Of some channels only."""
@@ -121,22 +87,68 @@ class TopK:
         return {name: mine for name, mine, _ in self._pairs(self)}
 
 
+class TopKBuilder:
+    """The best ``k`` images of each channel so far, as they come in; sorted when they are asked for (`topk`).
+
+    What an image costs is a comparison a channel, and a little more where it gets a place, which is soon rare.
+    """
+
+    def __init__(self, channels: int, k: int) -> None:
+        self._score = np.full((channels, k), -np.inf, np.float64)
+        self._activation = np.full((channels, k), -np.inf, np.float32)
+        self._image = np.full((channels, k), _NO_IMAGE, np.int64)
+        self._place = np.zeros((channels, k), np.int64)
+        # Of each channel the place to be lost next: where it is, its score and its image.
+        self._slot = np.zeros(channels, np.intp)
+        self._last = self._score[:, 0].copy()
+        self._holder = self._image[:, 0].copy()
+
+    def add(self, score: Array, activation: Array, images: Array, place: Array) -> None:
+        """Count a batch: the numbers of its images (N,), and (N, C) each of scores, of strongest units and where
+        they are in their flattened maps. Scores that are no number, or −∞, rank nowhere.
+        """
+        for row, image in enumerate(images):
+            new = score[row]
+            better = (new > self._last) | ((new == self._last) & (image < self._holder) & (new > -np.inf))
+            rows = np.flatnonzero(better)
+            if not len(rows):
+                continue
+            at = (rows, self._slot[rows])
+            self._score[at] = new[rows]
+            self._activation[at] = activation[row, rows]
+            self._image[at] = image
+            self._place[at] = place[row, rows]
+            scores = self._score[rows]
+            last = scores.min(1)
+            holders = np.where(scores == last[:, None], self._image[rows], -1)
+            slot = holders.argmax(1)
+            self._slot[rows], self._last[rows] = slot, last
+            self._holder[rows] = holders[np.arange(len(rows)), slot]
+
+    def topk(self, widths: Array | int = 1) -> TopK:
+        """The best, best first. ``widths`` of maps, (C,) or one for all, tell in which row and column a place is."""
+        order = np.lexsort((self._image, -self._score), axis=1)
+        score, activation, image, place = (
+            np.take_along_axis(a, order, 1) for a in (self._score, self._activation, self._image, self._place)
+        )
+        y, x = np.divmod(place, np.reshape(widths, (-1, 1)))
+        return TopK(score, activation, image, y.astype(np.int32), x.astype(np.int32))
+
+
 @dataclass(frozen=True)
 class ChannelStats:
     """What all images together say of each channel; every array is (C,).
 
-    ``images``: how many were counted. ``active_images``: those with a unit above 0. ``active_units``: units
-    above 0 in all. ``not_finite``: images in which the channel had NaN or infinity (not counted elsewhere).
+    ``images``: how many were counted. ``total``: the sum over all their units. ``active_images``: those with a unit
+    above 0. ``not_finite``: images in which the channel had NaN or infinity (not counted elsewhere).
     ``positions`` is the number of units of a map.
     """
 
     positions: int
     images: Array
     largest: Array
-    smallest: Array
     total: Array
     active_images: Array
-    active_units: Array
     not_finite: Array
 
     @classmethod
@@ -146,9 +158,7 @@ class ChannelStats:
             positions,
             np.zeros(channels, np.int64),
             np.full(channels, -np.inf, np.float32),
-            np.full(channels, np.inf, np.float32),
             np.zeros(channels, np.float64),
-            np.zeros(channels, np.int64),
             np.zeros(channels, np.int64),
             np.zeros(channels, np.int64),
         )
@@ -156,19 +166,16 @@ class ChannelStats:
     @classmethod
     def of_batch(cls, found: Mapping[str, Array], positions: int) -> ChannelStats:
         """Of one batch's reductions (`probes.reduced`), each (N, C)."""
-        largest, smallest, total, active = (found[name] for name in ("max", "min", "sum", "active"))
-        fine = np.isfinite(largest) & np.isfinite(smallest) & np.isfinite(total)
+        largest, total = found["max"], found["sum"]
+        fine = np.isfinite(largest) & np.isfinite(total)
         if not fine.all():
-            largest, smallest = np.where(fine, largest, -np.inf), np.where(fine, smallest, np.inf)
-            total, active = np.where(fine, total, 0), np.where(fine, active, 0)
+            largest, total = np.where(fine, largest, -np.inf), np.where(fine, total, 0)
         return cls(
             positions,
             fine.sum(0),
             largest.max(0),
-            smallest.min(0),
             total.sum(0, dtype=np.float64),
             (largest > 0).sum(0),
-            np.rint(active.sum(0, dtype=np.float64)).astype(np.int64),
             (~fine).sum(0),
         )
 
@@ -182,10 +189,8 @@ class ChannelStats:
             self.positions,
             self.images + other.images,
             np.maximum(self.largest, other.largest),
-            np.minimum(self.smallest, other.smallest),
             self.total + other.total,
             self.active_images + other.active_images,
-            self.active_units + other.active_units,
             self.not_finite + other.not_finite,
         )
 

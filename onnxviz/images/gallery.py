@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from onnxviz.images import render
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
+from onnxviz.runtime import cores
 
 __all__ = ["Gallery"]
 
@@ -79,7 +79,7 @@ class Gallery:
         missing = [index for index in indices if self._arrays.get(index) is None]
         read: dict[int, Array] = {}
         if len(missing) > 1:
-            with ThreadPoolExecutor(os.cpu_count() or 1, "onnxviz-decode") as pool:
+            with ThreadPoolExecutor(cores(), "onnxviz-decode") as pool:
                 read = dict(zip(missing, pool.map(self._read, missing), strict=True))
         for index, array in read.items():
             self._arrays.keep(index, array)

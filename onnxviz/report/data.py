@@ -63,7 +63,6 @@ class ChannelData:
     name: str | None  # class name of an output unit, if known
     dead: bool  # the largest activation over all images is not above 0
     largest: float
-    smallest: float
     mean: float  # over all images and positions
     activity: float  # share of images in which some unit of the channel is above 0, 0..1
     hits: tuple[HitData, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.program import Program, recorded_types
 from onnxviz.reverse.whole import UNITS_INPUT
-from onnxviz.runtime import run_session
+from onnxviz.runtime import cores, run_session
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -98,7 +97,7 @@ class Projector:
         self._session: Any = None
         self.program: Program | None = None
         self._lock = Lock()
-        self.threads = (os.cpu_count() or 1) if engine == "stages" else 1
+        self.threads = cores() if engine == "stages" else 1
 
     @property
     def records(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def scan(model: str, folder: str, count: str) -> dict[str, int]:
     from tests.benchmarks.ours import Ours
 
     ours = Ours(Path(model))
-    ours.scan(ours.source(Path(folder)), batch=32, limit=int(count))
+    ours.scan(ours.source(Path(folder)), limit=int(count))
     return {"peak": _memory("VmHWM")}
 
 

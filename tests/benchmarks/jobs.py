@@ -82,7 +82,7 @@ def report(bench: Bench) -> Iterator[Row]:
 
     rounds = alternately(
         timed(job, _CHANNELS),
-        timed(lambda: ours.scan(source, ["conv2"], batch=32), _CHANNELS),
+        timed(lambda: ours.scan(source, ["conv2"]), _CHANNELS),
         rounds=bench.rounds,
     )
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

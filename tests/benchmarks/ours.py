@@ -60,10 +60,10 @@ class Ours:
                 total += positions * plan.constants[move.node.inputs[1]].size
         return total
 
-    def scan(self, source: Source, layers: Sequence[str] = ("all",), *, batch: int, **options: Any) -> Any:
+    def scan(self, source: Source, layers: Sequence[str] = ("all",), **options: Any) -> Any:
         """Scan a source for the top nine of every channel of the layers."""
         found = self.net.select(layers)
-        return scan(self.net, source, found, self.recipe, batch_size=batch, **options)
+        return scan(self.net, source, found, self.recipe, **options)
 
 
 def array_source(x: Array) -> Source:

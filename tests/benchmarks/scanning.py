@@ -65,7 +65,7 @@ def jpegs(bench: Bench) -> Iterator[Row]:
             runner.run(x[: min(BATCH, count - start)])
 
     rounds = alternately(
-        timed(lambda: pair.ours.scan(source, batch=BATCH), count),
+        timed(lambda: pair.ours.scan(source), count),
         timed(lambda: decode_all(source, pair.ours.recipe), count),
         timed(infer, count),
         rounds=bench.rounds,
@@ -117,9 +117,7 @@ def _steady(ours: Ours, x: Array) -> Callable[[], float]:
 
     def side() -> float:
         stamps: list[tuple[int, float]] = []
-        ours.scan(
-            source, batch=BATCH, progress=lambda done, total: stamps.append((done, time.perf_counter()))
-        )
+        ours.scan(source, progress=lambda done, total: stamps.append((done, time.perf_counter())))
         (first, start), (last, end) = stamps[0], stamps[-1]
         return (end - start) / (last - first)
 

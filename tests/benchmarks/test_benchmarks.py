@@ -119,7 +119,7 @@ def test_the_scripts_scan_finds_what_ours_finds(bench: Bench) -> None:
     pair = bench.pair("tiny")
     x = bench.inputs(7, pair.net.size)
     _, best = script.scan(pair.net, torch.utils.data.DataLoader(torch.from_numpy(x), 4))
-    (one,) = pair.ours.scan(array_source(x), [pair.aliases["residual"]], batch=4).layers
+    (one,) = pair.ours.scan(array_source(x), [pair.aliases["residual"]]).layers
     found = best["residual"]
     np.testing.assert_allclose(found.score, one.topk.score[:, :7], rtol=1e-4, atol=1e-5)
     assert found.units(3)[0].tolist() == [one.topk.image[3, 0], 3, one.topk.y[3, 0], one.topk.x[3, 0]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -164,3 +166,27 @@ def test_a_network_can_be_used_by_several_threads(tmp_path, provider):
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: net.activations(X, "relu2"), range(16)):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["N", 1, 4])
+def test_several_threads_at_once(tmp_path, batch, provider):
+    """Among them the first, which finds out whether a fixed batch can be opened."""
+    net = onnxviz.load(write(tmp_path / "m.onnx", small(x=(batch, 3, 12, 12))), provider=provider)
+    runner = net.runner(["r2", "d2"], threads=1)
+    parts = [np.roll(X, shift, axis=0)[:6] for shift in range(11)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(runner.run, parts))
+    for part, outputs in zip(parts, found, strict=True):
+        for name, expected in forward(small(), part, ["r2", "d2"]).items():
+            np.testing.assert_allclose(outputs[name], expected, rtol=1e-4, atol=1e-5)
+    assert runner.fixed is None
+
+
+def test_a_graph_that_mixes_its_open_batch_in_several_threads(tmp_path, provider):
+    model, net = _net(tmp_path, MIXED["flatten-to-one-row"], "N", provider)
+    runner = net.runner(["y"], threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: runner.run(X)["y"], range(6)))
+    expected = np.concatenate([forward(model, x[None], ["y"])["y"] for x in X])
+    for value in found:
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxviz.forward.topk import ChannelStats, Hit, TopK
+from onnxviz.forward.topk import ChannelStats, Hit, TopK, TopKBuilder
 
+WIDTH = 30
 NAMES = ("score", "activation", "image", "y", "x")
 
 
@@ -25,7 +26,14 @@ def _everything(rng, images, channels):
 
 def _of(everything, rows, k):
     score, activation, image, y, x = everything
-    return TopK.of_batch(score[rows], activation[rows], image[rows], y[rows], x[rows], k)
+    return _topk(score[rows], activation[rows], image[rows], y[rows], x[rows], k)
+
+
+def _topk(score, activation, image, y, x, k):
+    """Of one batch of maps that are 30 wide."""
+    builder = TopKBuilder(score.shape[1], k)
+    builder.add(score, activation, image, y * WIDTH + x)
+    return builder.topk(WIDTH)
 
 
 def _brute_force(everything, channel, k):
@@ -78,17 +86,25 @@ def test_batch_after_batch_equals_merging(seed):
     rng = np.random.default_rng([seed, 1])
     images, channels, k = rng.integers(20, 60), rng.integers(1, 6), rng.integers(1, 5)
     everything = _everything(rng, images, channels)
-    found = merged = TopK.empty(channels, k)
+    builder, merged = TopKBuilder(channels, k), TopK.empty(channels, k)
     for rows in np.array_split(rng.permutation(images), 12):
         score, activation, image, y, x = everything
-        before = {name: array.copy() for name, array in found.arrays().items()}
-        after = found.with_batch(score[rows], activation[rows], image[rows], y[rows], x[rows])
-        for name, array in found.arrays().items():
-            np.testing.assert_array_equal(array, before[name])
-        found, merged = after, merged.merge(_of(everything, rows, k))
-        _same(found, merged)
+        before = builder.topk(WIDTH)
+        _same(before, merged)
+        builder.add(score[rows], activation[rows], image[rows], (y * WIDTH + x)[rows])
+        _same(before, merged)
+        merged = merged.merge(_of(everything, rows, k))
+    found = builder.topk(WIDTH)
+    _same(found, merged)
     for channel in range(channels):
         assert found.hits(channel) == _brute_force(everything, channel, k)
+
+
+def test_each_channel_has_a_width_of_its_own():
+    builder = TopKBuilder(3, 1)
+    builder.add(np.ones((1, 3)), np.ones((1, 3)), np.array([5]), np.array([[0, 17, 17]]))
+    found = builder.topk(np.array([1, 4, 20]))
+    assert [(h.y, h.x) for h in (found.hits(c)[0] for c in range(3))] == [(0, 0), (4, 1), (0, 17)]
 
 
 def test_images_within_a_batch_may_come_in_any_order():
@@ -100,7 +116,7 @@ def test_images_within_a_batch_may_come_in_any_order():
 def test_ties_go_to_the_first_image():
     ones = np.ones((4, 1), np.float32)
     zeros = np.zeros((4, 1), np.int64)
-    found = TopK.of_batch(ones, ones, np.array([7, 3, 5, 2]), zeros, zeros, 3)
+    found = _topk(ones, ones, np.array([7, 3, 5, 2]), zeros, zeros, 3)
     assert [hit.image for hit in found.hits(0)] == [2, 3, 5]
 
 
@@ -108,7 +124,7 @@ def test_negative_scores_rank_too():
     """A layer before its ReLU may be below zero everywhere; its best is its best all the same."""
     score = np.array([[-3.0], [-1.0], [-2.0]], np.float32)
     zeros = np.zeros((3, 1), np.int64)
-    found = TopK.of_batch(score, score, np.arange(3), zeros, zeros, 2)
+    found = _topk(score, score, np.arange(3), zeros, zeros, 2)
     assert [hit.score for hit in found.hits(0)] == [-1.0, -2.0]
 
 
@@ -128,14 +144,14 @@ def test_no_images():
 def test_what_is_no_number_has_no_place_even_where_there_is_room():
     score = np.array([[np.nan], [1.0], [-np.inf]], np.float32)
     zeros = np.zeros((3, 1), np.int64)
-    found = TopK.of_batch(score, score, np.arange(3), zeros, zeros, 9)
+    found = _topk(score, score, np.arange(3), zeros, zeros, 9)
     assert [hit.image for hit in found.hits(0)] == [1]
 
 
 def test_places_and_activations_stay_with_their_image():
     score = np.array([[1.0, 5.0], [2.0, 4.0]], np.float32)
     y, x = np.array([[10, 11], [12, 13]]), np.array([[20, 21], [22, 23]])
-    found = TopK.of_batch(score, score + 100, np.array([4, 9]), y, x, 2)
+    found = _topk(score, score + 100, np.array([4, 9]), y, x, 2)
     assert found.hits(0) == (Hit(2.0, 102.0, 9, 12, 22), Hit(1.0, 101.0, 4, 10, 20))
     assert found.hits(1) == (Hit(5.0, 105.0, 4, 11, 21), Hit(4.0, 104.0, 9, 13, 23))
 
@@ -162,9 +178,7 @@ def _reductions(maps: np.ndarray) -> dict[str, np.ndarray]:
     flat = maps.reshape(*maps.shape[:2], -1)
     return {
         "max": flat.max(2),
-        "min": flat.min(2),
         "sum": flat.sum(2),
-        "active": (flat > 0).sum(2).astype(np.float32),
     }
 
 
@@ -181,10 +195,8 @@ def test_statistics_are_those_of_all_values():
     assert found.positions == 20
     np.testing.assert_array_equal(found.images, 12)
     np.testing.assert_array_equal(found.largest, maps.max((0, 2, 3)))
-    np.testing.assert_array_equal(found.smallest, maps.min((0, 2, 3)))
     np.testing.assert_allclose(found.total, maps.sum((0, 2, 3), dtype=np.float64), rtol=1e-5)
     np.testing.assert_array_equal(found.active_images, (maps.max((2, 3)) > 0).sum(0))
-    np.testing.assert_array_equal(found.active_units, (maps > 0).sum((0, 2, 3)))
     np.testing.assert_array_equal(found.not_finite, 0)
     assert found.active_images[1] == 0
 
@@ -198,15 +210,12 @@ def test_images_that_are_not_finite_are_counted_apart(value):
     np.testing.assert_array_equal(found.images, [4, 6, 6])
     kept = np.delete(maps[:, 0], [2, 4], axis=0)
     assert found.largest[0] == kept.max()
-    assert found.smallest[0] == kept.min()
     assert found.total[0] == pytest.approx(kept.sum(), rel=1e-5)
-    assert found.active_units[0] == (kept > 0).sum()
 
 
 def test_statistics_of_no_images():
     empty = ChannelStats.empty(2, 20)
     assert (empty.largest == -np.inf).all()
-    assert (empty.smallest == np.inf).all()
     assert (empty.images == 0).all()
 
 
@@ -217,12 +226,9 @@ def test_statistics_make_themselves_again():
         np.testing.assert_array_equal(getattr(again, name), array)
 
 
-def test_integers_do_not_overflow_over_many_batches():
-    part = ChannelStats.of_batch(
-        {name: np.full((1, 1), 3e9, np.float32) for name in ("max", "min", "sum", "active")}, 1
-    )
+def test_sums_do_not_overflow_over_many_batches():
+    part = ChannelStats.of_batch({name: np.full((1, 1), 3e9, np.float32) for name in ("max", "sum")}, 1)
     total = part
     for _ in range(3):
         total = total.merge(total)
-    assert total.active_units[0] == pytest.approx(8 * 3e9)
     assert total.total[0] == pytest.approx(8 * 3e9)

@@ -252,7 +252,7 @@ class _Painter:
                 HOSTILE[index % len(HOSTILE)] if hostile else f"{CLASSES[index % len(CLASSES)]}, kind {index}"
             )
         if dead:
-            return ChannelData(index, name, True, -0.0421, -3.5, -1.2, 0.0, (), None, None)
+            return ChannelData(index, name, True, -0.0421, -1.2, 0.0, (), None, None)
         count = self.top if index is None else max(1, self.top - (index % 4 == 3) * 4)
         angle, frequency, colour = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9), rng.normal(size=3)
         hits, projections, patches = [], [], []
@@ -301,7 +301,6 @@ class _Painter:
             name=name,
             dead=False,
             largest=peak,
-            smallest=-peak / 3,
             mean=float("nan") if hostile else peak / 40,
             activity=float(rng.beta(1, 2)),
             hits=tuple(hits),
