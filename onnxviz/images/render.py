@@ -177,7 +177,7 @@ def encode(picture: Array, kind: str, *, lossless: bool = False, quality: int = 
     """
     options: dict[str, dict[str, Any]] = {
         "webp": {"lossless": lossless, "quality": 75 if lossless else quality, "method": 2},
-        "png": {"optimize": False},
+        "png": {"compress_level": 3},
         "jpeg": {"quality": quality, "subsampling": 0 if picture.ndim == 3 else 2},
     }
     image = _image(picture)
