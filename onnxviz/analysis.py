@@ -155,7 +155,15 @@ def analyze(
         gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
         bare_layers = [
             LayerAtlas(
-                one.layer, slug, one.topk, one.overall, one.stats, shown, named.get(one.layer.tensor), None
+                one.layer,
+                slug,
+                one.topk,
+                one.overall,
+                one.stats,
+                one.responses,
+                shown,
+                named.get(one.layer.tensor),
+                None,
             )
             for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True)
         ]
@@ -200,6 +208,7 @@ def analyze(
             diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
             layers=tuple(drawn),
             images=_images(gallery, drawn),
+            labels=tuple(source.samples[index].label for index in result.layers[0].responses.image.tolist()),
             folder=folder,
         )
         # A temporary folder lives as long as the atlas; after an error it goes at once.

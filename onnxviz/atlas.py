@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,16 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError
+from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.plates import PlateStyle
 from onnxviz.model.layers import Layer, find_layer
 from onnxviz.report.data import (
     ChannelData,
+    ClassShare,
     DiagramNode,
+    Histogram,
     HitData,
     LayerData,
     ModelData,
     Provenance,
+    Related,
     ReportData,
     Sprite,
 )
@@ -45,12 +50,18 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
 
+_BINS = 32
+_RELATED = 6
+_NEAR_DEAD = 0.01
+"""A channel that is above 0 in a smaller share of the images is said to be nearly dead."""
+
 
 @dataclass(frozen=True)
 class LayerAtlas:
     """One layer: its channels' hits and statistics, and which of them have pictures.
 
-    ``overall`` ranks images by all channels together. ``pictured`` are the channels that the report shows.
+    ``overall`` ranks images by all channels together. ``responses`` are of a sample of the images. ``pictured`` are
+    the channels that the report shows.
     """
 
     layer: Layer
@@ -58,6 +69,7 @@ class LayerAtlas:
     topk: TopK
     overall: TopK
     stats: ChannelStats
+    responses: Responses
     pictured: tuple[int, ...]
     names: tuple[str, ...] | None
     montage: str | None
@@ -86,7 +98,8 @@ class LayerAtlas:
 class Atlas:
     """A finished analysis. ``folder`` holds its ``pictures/``; `save` copies them with everything else.
 
-    ``images`` gives (name, class, thumbnail) of every image that is somewhere among the hits.
+    ``images`` gives (name, class, thumbnail) of every image that is somewhere among the hits; ``labels`` are the
+    classes of the images that `LayerAtlas.responses` are of.
     """
 
     model: ModelData
@@ -94,6 +107,7 @@ class Atlas:
     diagram: tuple[DiagramNode, ...]
     layers: tuple[LayerAtlas, ...]
     images: Mapping[int, tuple[str, str | None, str]]
+    labels: tuple[str | None, ...]
     folder: Path
 
     def __getitem__(self, name: str) -> LayerAtlas:
@@ -141,6 +155,7 @@ class Atlas:
             "provenance": asdict(self.provenance),
             "diagram": [asdict(node) for node in self.diagram],
             "images": [[index, *image] for index, image in self.images.items()],
+            "labels": list(self.labels),
             "layers": [],
         }
         for number, one in enumerate(self.layers):
@@ -152,10 +167,13 @@ class Atlas:
                     "names": one.names,
                     "montage": one.montage,
                     "positions": one.stats.positions,
+                    "every": one.responses.every,
                 }
             )
             for part, group in (("topk", one.topk), ("overall", one.overall), ("stats", one.stats)):
                 arrays.update({f"{number}/{part}/{name}": a for name, a in group.arrays().items()})
+            arrays[f"{number}/responses/largest"] = one.responses.largest
+            arrays["sampled"] = one.responses.image
         _write_atomically(folder / "arrays.npz", lambda path: _savez(path, arrays))
         text = json.dumps(facts, ensure_ascii=False, indent=1)
         _write_atomically(folder / "atlas.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -187,8 +205,11 @@ class Atlas:
                 ),
                 layers=layers,
                 images={index: (name, label, thumbnail) for index, name, label, thumbnail in facts["images"]},
+                labels=tuple(facts["labels"]),
                 folder=folder,
             )
+            if any(one.responses.largest.shape != (len(atlas.labels), one.layer.channels) for one in layers):
+                raise ValueError("responses of other images or channels")
             atlas._check_pictures()
             return atlas
         except FileNotFoundError as error:
@@ -217,32 +238,54 @@ class Atlas:
         )
 
     def _layer_data(self, one: LayerAtlas) -> LayerData:
-        layer = one.layer
+        layer, stats, responses = one.layer, one.stats, one.responses
         size: tuple[int, ...] = layer.size
+        shares = Counter(label for label in self.labels if label is not None)
+        share = {label: count / len(self.labels) for label, count in shares.items()}
+        active = stats.active_images / np.maximum(stats.images, 1)
+        selectivity = responses.sparseness()
+        others, correlations = responses.correlated(_RELATED)
+        pictured = frozenset(one.pictured)
+        overall_hits = self._hits(one, one.overall_hits)
         overall = ChannelData(
             index=None,
             name=None,
             dead=not one.overall_hits,
-            largest=_finite(one.stats.largest.max(initial=-math.inf)),
-            mean=_share(one.stats.total.sum(), one.stats.images.sum() * one.stats.positions),
-            activity=_share(one.stats.active_images.sum(), one.stats.images.sum()),
-            hits=self._hits(one, one.overall_hits),
+            largest=_finite(stats.largest.max(initial=-math.inf)),
+            mean=_share(stats.total.sum(), stats.images.sum() * stats.positions),
+            activity=_share(stats.active_images.sum(), stats.images.sum()),
+            selectivity=math.nan,
+            histogram=None,
+            classes=_classes(overall_hits, share),
+            related=(),
+            hits=overall_hits,
             **self._sprites(one, None, len(one.overall_hits)),
         )
         rows = []
         for channel in one.pictured:
             dead = one.dead(channel)
-            stats, count = one.stats, int(one.stats.images[channel])
+            hits = () if dead else self._hits(one, one.topk.hits(channel))
+            low, high, counts = responses.histogram(channel, _BINS, _finite(stats.largest[channel]))
             rows.append(
                 ChannelData(
                     index=channel,
                     name=one.names[channel] if one.names else None,
                     dead=dead,
                     largest=_finite(stats.largest[channel]),
-                    mean=_share(stats.total[channel], count * stats.positions),
-                    activity=_share(stats.active_images[channel], count),
-                    hits=() if dead else self._hits(one, one.topk.hits(channel)),
-                    **self._sprites(one, channel, 0 if dead else len(one.topk.hits(channel))),
+                    mean=_share(stats.total[channel], int(stats.images[channel]) * stats.positions),
+                    activity=_share(stats.active_images[channel], int(stats.images[channel])),
+                    selectivity=math.nan if dead else float(selectivity[channel]),
+                    histogram=Histogram(low, high, tuple(counts.tolist())) if counts.any() else None,
+                    classes=_classes(hits, share),
+                    related=()
+                    if dead
+                    else tuple(
+                        Related(int(other), float(r))
+                        for other, r in zip(others[channel], correlations[channel], strict=True)
+                        if other in pictured and r > 0
+                    ),
+                    hits=hits,
+                    **self._sprites(one, channel, len(hits)),
                 )
             )
         return LayerData(
@@ -254,6 +297,9 @@ class Atlas:
             size=size,
             receptive_field=layer.receptive_field,
             stride=layer.stride,
+            dead=sum(one.dead(channel) for channel in range(layer.channels)),
+            near_dead=int(((active > 0) & (active < _NEAR_DEAD)).sum()),
+            activity=float(active.mean()),
             all_channels=overall,
             rows=tuple(rows),
             montage=one.montage,
@@ -315,6 +361,12 @@ def slugs(layers: Sequence[Layer]) -> list[str]:
     return found
 
 
+def _classes(hits: Sequence[HitData], share: Mapping[str, float]) -> tuple[ClassShare, ...]:
+    """The classes among hits, the commonest first, with the share of each in the data."""
+    counted = Counter(hit.label for hit in hits if hit.label is not None)
+    return tuple(ClassShare(label, count, share.get(label, 0.0)) for label, count in counted.most_common())
+
+
 def _finite(value: Any) -> float:
     return float(value) if math.isfinite(value) else math.nan
 
@@ -367,6 +419,7 @@ def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Arra
         topk=TopK(**group("topk", ranked)),
         overall=TopK(**group("overall", ranked)),
         stats=ChannelStats(positions=entry["positions"], **group("stats", counted)),
+        responses=Responses(entry["every"], arrays["sampled"], arrays[f"{number}/responses/largest"]),
         pictured=tuple(entry["pictured"]),
         names=_tuples(entry["names"]),
         montage=entry["montage"],

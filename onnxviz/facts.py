@@ -123,6 +123,7 @@ def provenance(
         command=command,
         data_set=data_set,
         images=scan.images,
+        sampled=len(scan.layers[0].responses.image),
         skipped=scan.skipped,
         classes=tuple(source.classes.items()),
         input_size=network.size,

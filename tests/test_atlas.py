@@ -75,6 +75,10 @@ def test_everything_comes_back(made):
                 found = getattr(other, group).arrays()[name]
                 assert found.dtype == array.dtype
                 np.testing.assert_array_equal(found, array)
+        assert one.responses.every == other.responses.every
+        for name in ("image", "largest"):
+            np.testing.assert_array_equal(getattr(other.responses, name), getattr(one.responses, name))
+    assert again.labels == atlas.labels == tuple(f"class {i % 3} é" for i in range(12) if i != 5)
     assert again.provenance.skipped == (("x.npz[5]", "holds NaN or infinity"),)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.forward.probes import layer_probes, reduced
+from onnxviz.forward.responses import Responses, ResponsesBuilder
 from onnxviz.forward.topk import ChannelStats, TopK, TopKBuilder
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
@@ -44,12 +45,16 @@ _MOST_DECODERS = 32
 
 @dataclass(frozen=True)
 class LayerScan:
-    """What a scan found in a layer. ``overall`` ranks images by all channels together (one row)."""
+    """What a scan found in a layer. ``overall`` ranks images by all channels together (one row).
+
+    ``responses`` are of a sample of the images.
+    """
 
     layer: Layer
     topk: TopK
     overall: TopK
     stats: ChannelStats
+    responses: Responses
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class _Tally:
         self._topk = TopKBuilder(int(ends[-1]), top)
         self._overall = TopKBuilder(len(layers), top)
         self._stats = ChannelStats.empty(int(ends[-1]), 0)
+        self._responses = ResponsesBuilder(int(ends[-1]))
 
     def add(self, outputs: Mapping[str, Array], images: Array) -> None:
         """Count a batch: its raw outputs, and the numbers (N,) of its images."""
@@ -173,16 +179,18 @@ class _Tally:
         together = np.where(some, together, np.nan)
         self._overall.add(together, together, images, np.zeros(together.shape, np.int64))
         self._stats = self._stats.merge(ChannelStats.of_batch(values, 0))
+        self._responses.add(images, np.where(finite, values["max"], np.float32(np.nan)))
 
     def layers(self) -> tuple[LayerScan, ...]:
         """The layers, each for itself."""
         found = []
         topk, overalls = self._topk.topk(self._widths), self._overall.topk()
+        responses = self._responses.responses()
         for index, (layer, start) in enumerate(zip(self._layers, self._starts, strict=True)):
             part = slice(int(start), int(start) + layer.channels)
             stats = self._stats.channels(part, math.prod(layer.size))
             overall = overalls.channels(slice(index, index + 1))
-            found.append(LayerScan(layer, topk.channels(part), overall, stats))
+            found.append(LayerScan(layer, topk.channels(part), overall, stats, responses.channels(part)))
         return tuple(found)
 
 

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 __all__ = [
     "ChannelData",
+    "ClassShare",
     "DiagramNode",
+    "Histogram",
     "HitData",
     "LayerData",
     "ModelData",
     "Provenance",
+    "Related",
     "ReportData",
     "Sprite",
 ]
@@ -50,6 +53,32 @@ class HitData:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many images of a sample reach which largest activation: ``counts`` of equal parts from low to high."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """A class among a channel's hits, and its share of the sampled images, 0..1."""
+
+    label: str
+    hits: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Related:
+    """Another channel of the layer that goes up and down with this one: Pearson's r of the largest activations."""
+
+    index: int
+    r: float
+
+
+@dataclass(frozen=True)
 class ChannelData:
     """A channel and its hits, strongest first; ``index`` is None for the row of all channels together.
 
@@ -65,6 +94,10 @@ class ChannelData:
     largest: float
     mean: float  # over all images and positions
     activity: float  # share of images in which some unit of the channel is above 0, 0..1
+    selectivity: float  # lifetime sparseness: 0 if all images excite it alike, 1 if only one does
+    histogram: Histogram | None  # None without images, and for all channels together
+    classes: tuple[ClassShare, ...]  # among the hits, the commonest first; empty without classes
+    related: tuple[Related, ...]  # most alike first, of the channels that the report shows
     hits: tuple[HitData, ...]
     card: Sprite | None
     strips: Sprite | None
@@ -87,6 +120,9 @@ class LayerData:
     size: tuple[int, ...]  # spatial size of the output (height, width), or () for a vector
     receptive_field: tuple[int, int]  # height, width in input pixels
     stride: tuple[int, int] | None  # input pixels from a unit to the next; None if it sees the whole image
+    dead: int  # of all channels, shown or not
+    near_dead: int  # above 0 in less than 1 % of the images, but in some
+    activity: float  # mean over channels of the share of images that excite them
     all_channels: ChannelData
     rows: tuple[ChannelData, ...]
     montage: str | None  # PNG of all top-nine grids, if asked for
@@ -138,6 +174,7 @@ class Provenance:
     command: str | None
     data_set: str  # "photos/ (1,203 images, 2 skipped)" or the description of the built-in samples
     images: int
+    sampled: int  # of them, the images that histograms, selectivity and correlations are of
     skipped: tuple[tuple[str, str], ...]  # (name, reason)
     classes: tuple[tuple[str, int], ...]  # (label, images)
     input_size: tuple[int, int]  # height, width of the frame that the network saw

@@ -65,6 +65,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
         environment.get_template("channel.html"),
     )
     for before, layer, after in _neighbours(data.layers):
+        rows = {channel.index: channel for channel in layer.rows}
         for previous, channel, following in _neighbours(tuple(_channels(layer))):
             text = channel_page.render(
                 root="../../",
@@ -72,7 +73,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
                 channel=channel,
                 previous=previous,
                 following=following,
-                labels=_labels(channel),
+                rows=rows,
             )
             folder.write(f"layers/{layer.slug}/{page_of(channel)}", text)
         text = layer_page.render(
@@ -82,6 +83,9 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
             following=after,
             alive=[channel for channel in layer.rows if not channel.dead],
             dead=[channel for channel in layer.rows if channel.dead],
+            labels=sorted(
+                {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
+            ),
         )
         folder.write(f"layers/{layer.slug}/index.html", text)
     folder.write("report.json", json.dumps(_plain(data), allow_nan=False))
@@ -161,11 +165,6 @@ def _pictures(data: ReportData) -> Iterator[str]:
 def _neighbours(items: Sequence[T]) -> Iterator[tuple[T | None, T, T | None]]:
     for i, item in enumerate(items):
         yield items[i - 1] if i else None, item, items[i + 1] if i + 1 < len(items) else None
-
-
-def _labels(channel: ChannelData) -> list[tuple[str, int]]:
-    """Count the classes among a channel's top images, the commonest first."""
-    return Counter(hit.label for hit in channel.hits if hit.label is not None).most_common()
 
 
 def _previews(data: ReportData) -> dict[str, list[ChannelData]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,14 @@ from PIL import Image
 
 from onnxviz.report.data import (
     ChannelData,
+    ClassShare,
     DiagramNode,
+    Histogram,
     HitData,
     LayerData,
     ModelData,
     Provenance,
+    Related,
     ReportData,
     Sprite,
 )
@@ -168,6 +173,14 @@ def make_report(
         field = FRAME if vector else min(FRAME, 11 + 40 * place)
         painter = _Painter(rng, images, out, slug, field, top)
         rows = [painter.channel(c, dead=c % 17 == 5, hostile=hostile, named=vector) for c in range(channels)]
+        rows = [
+            row
+            if row.dead
+            else replace(
+                row, related=tuple(Related(i, 0.9 - 0.1 * i) for i in range(min(3, channels)) if i != c)
+            )
+            for c, row in enumerate(rows)
+        ]
         result.append(
             LayerData(
                 name=HOSTILE[place % len(HOSTILE)] if hostile else nodes[i].title,
@@ -178,6 +191,9 @@ def make_report(
                 size=() if vector else (FRAME // (2 << place), FRAME // (2 << place)),
                 receptive_field=(field, field),
                 stride=None if vector else (2 << place, 2 << place),
+                dead=sum(row.dead for row in rows),
+                near_dead=sum(0 < row.activity < 0.01 for row in rows),
+                activity=float(np.mean([row.activity for row in rows])),
                 all_channels=painter.channel(None, dead=False, hostile=hostile, named=False),
                 rows=tuple(rows),
                 montage=None,
@@ -211,6 +227,7 @@ def make_report(
             "--layer all --images holiday/ --top 9 --method deconvnet",
             data_set=HOSTILE[0] if hostile else "holiday/ (1,203 images, 2 skipped)",
             images=1203,
+            sampled=602,
             skipped=tuple((name, f"cannot be read as an image: {name[:9]}") for name in bad),
             classes=tuple((name, 17 * i) for i, name in enumerate(HOSTILE if hostile else CLASSES)),
             input_size=(FRAME, FRAME),
@@ -252,7 +269,10 @@ class _Painter:
                 HOSTILE[index % len(HOSTILE)] if hostile else f"{CLASSES[index % len(CLASSES)]}, kind {index}"
             )
         if dead:
-            return ChannelData(index, name, True, -0.0421, -1.2, 0.0, (), None, None)
+            none = Histogram(-2.0, -0.0421, (1, 5, 9, 3))
+            return ChannelData(
+                index, name, True, -0.0421, -1.2, 0.0, float("nan"), none, (), (), (), None, None
+            )
         count = self.top if index is None else max(1, self.top - (index % 4 == 3) * 4)
         angle, frequency, colour = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9), rng.normal(size=3)
         hits, projections, patches = [], [], []
@@ -302,7 +322,16 @@ class _Painter:
             dead=False,
             largest=peak,
             mean=float("nan") if hostile else peak / 40,
-            activity=float(rng.beta(1, 2)),
+            activity=0.004 if index is not None and index % 17 == 7 else float(rng.beta(1, 2)),
+            selectivity=float("nan") if index is None else float(rng.beta(2, 2)),
+            histogram=None
+            if index is None
+            else Histogram(-0.1 * peak, peak, tuple(rng.poisson(60 / np.arange(1, 33) ** 0.7).tolist())),
+            classes=tuple(
+                ClassShare(label, hits_, 1 / 7)
+                for label, hits_ in Counter(hit.label for hit in hits).most_common()
+            ),
+            related=(),
             hits=tuple(hits),
             card=Sprite(f"{stem}-card.png", card_rows, 2 * side, (self.tile, self.tile), self.tile < 32),
             strips=Sprite(f"{stem}-strips.webp", 2, count, (72, 72), self.field < 32),

@@ -174,6 +174,53 @@ def test_sort_and_filter(visit: Any, report: Rendered) -> None:
     assert page.evaluate(order) == [] and page.locator("#none").is_visible()
 
 
+def test_dead_and_nearly_dead_channels_can_be_shown_alone(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    page = visit().open(out / "layers" / layer.slug / "index.html")
+    cards = "document.querySelectorAll('#wall > li:not([hidden])')"
+    order = f"Array.from({cards}, (item) => Number(item.dataset.index))"
+    alive = [channel for channel in layer.rows if not channel.dead]
+    near = [channel.index for channel in alive if channel.activity < 0.01]
+    assert near and len(near) < len(alive)
+    for state, shown, dead in (
+        ("near", near, False),
+        ("dead", [], True),
+        ("alive", [channel.index for channel in alive], False),
+        ("all", [channel.index for channel in alive], True),
+    ):
+        page.select_option("#state", state)
+        assert page.evaluate(order) == shown
+        assert page.locator("#dead-channels").is_visible() == dead
+        assert page.locator("#none").is_hidden()
+    page.select_option("#sort", "sel")
+    assert page.evaluate(order) == [c.index for c in sorted(alive, key=lambda c: -c.selectivity)]
+
+
+def test_a_question_mark_opens_help(visit: Any, report: Rendered) -> None:
+    data, out = report
+    page = visit().open(out / "layers" / data.layers[1].slug / "c0001.html")
+    assert page.locator("#help").is_hidden()
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("ArrowRight")  # does not turn the page behind it
+    page.keyboard.press("Escape")
+    assert page.locator("#help").is_hidden()
+    assert page.url.endswith("c0001.html")
+    page.click("[data-help]")
+    assert page.locator("#help").is_visible()
+    page.click("#help button")
+    assert page.locator("#help").is_hidden()
+
+
+def test_related_channels_are_links(visit: Any, report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    page = visit().open(out / "layers" / layer.slug / "c0001.html")
+    page.locator(".related a").nth(1).click()
+    page.wait_for_url(f"**/c{layer.rows[1].related[1].index:04d}.html")
+
+
 def test_the_box_lies_where_the_unit_looked(visit: Any, report: Rendered) -> None:
     data, out = report
     layer = data.layers[1]

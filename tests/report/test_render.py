@@ -108,7 +108,8 @@ def test_pages_are_well_formed(rendered: Rendered) -> None:
 
 def test_json_has_the_same_facts(report: Rendered) -> None:
     data, out = report
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(data)))
+    facts = json.dumps(dataclasses.asdict(data))
+    assert json.loads((out / "report.json").read_text()) == json.loads(facts, parse_constant=lambda _: None)
 
 
 def test_json_has_null_for_what_is_no_number(hostile: Rendered) -> None:
@@ -174,10 +175,40 @@ def test_a_channel_page_shows_six_pictures_a_hit(report: Rendered) -> None:
     layer = data.layers[1]
     channel = layer.rows[1]
     page = Page(out / "layers" / layer.slug / page_of(channel))
-    assert sum(tag == "img" for tag, _ in page.tags) == 6 * len(channel.hits)
+    assert sum(tag == "img" for tag, _ in page.tags) == 6 * len(channel.hits) + len(channel.related)
     assert sum(tag == "i" for tag, _ in page.tags) == 3 * len(channel.hits)
     assert all(hit.image in page.text and f"({hit.y}, {hit.x})" in page.text for hit in channel.hits)
     assert {"c0000.html", "c0002.html", "index.html#c1"} <= set(page.references)
+
+
+def test_a_channel_page_compares_its_images_with_all(report: Rendered) -> None:
+    data, out = report
+    layer = data.layers[1]
+    channel = layer.rows[1]
+    page = Page(out / "layers" / layer.slug / page_of(channel))
+    assert channel.histogram is not None
+    (bars,) = (str(values["d"]) for _, values in page.tags if values.get("class") == "bars")
+    (marks,) = (str(values["d"]) for _, values in page.tags if values.get("class") == "marks")
+    assert bars.count("M") == sum(count > 0 for count in channel.histogram.counts)
+    tops = [float(mark.split()[0]) for mark in marks.split("M")[1:]]
+    span = channel.histogram.high - channel.histogram.low
+    expected = [320 * (hit.activation - channel.histogram.low) / span for hit in channel.hits]
+    assert tops == pytest.approx(expected, abs=0.06)
+    assert "a sample of all 1,203" in page.text
+    for one in channel.classes:
+        assert one.label in page.text and f"{one.hits} of {len(channel.hits)}" in page.text
+    assert {f"c{other.index:04d}.html" for other in channel.related} <= set(page.references)
+    assert all(f"r {other.r:.2f}" in page.text for other in channel.related)
+
+
+def test_the_index_has_a_table_of_layers(report: Rendered) -> None:
+    data, out = report
+    text = Page(out / "index.html").text
+    start = text.index("Nearly dead")
+    for layer in data.layers:
+        start = text.index(layer.title, start)
+        row = text[start : start + 200]
+        assert f"{layer.channels:,}" in row and layer.op in row
 
 
 def test_a_dead_channel_is_said_to_be_dead(report: Rendered) -> None:

@@ -1,14 +1,21 @@
 // Progressive enhancement only: without it all pages are plain pages.
 "use strict";
 
+const NEAR_DEAD = 0.01; // as in the table of layers
+
 (() => {
   const keys = document.querySelector(".keys");
   const filter = document.getElementById("filter");
   const follow = (rel) => document.querySelector(`a[rel="${rel}"]`)?.click();
+  const help = document.getElementById("help");
+  for (const button of document.querySelectorAll("[data-help]")) {
+    button.hidden = false;
+    button.addEventListener("click", () => help.showModal());
+  }
   if (keys) keys.hidden = !document.querySelector('a[rel="up"]');
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || help?.open) return;
     if (event.target.closest("input, select, textarea, .scroll, pre")) {
       if (event.key === "Escape") event.target.blur();
       return;
@@ -16,6 +23,7 @@
     if (event.key === "ArrowLeft") follow("prev");
     else if (event.key === "ArrowRight") follow("next");
     else if (event.key === "u") follow("up");
+    else if (event.key === "?" && help) help.showModal();
     else if (event.key === "/" && filter) {
       event.preventDefault();
       filter.focus();
@@ -28,6 +36,8 @@
   const tools = document.getElementById("tools");
   const sort = document.getElementById("sort");
   const size = document.getElementById("size");
+  const state = document.getElementById("state");
+  const dead = document.getElementById("dead-channels");
   const count = document.getElementById("count");
   const none = document.getElementById("none");
   const cards = Array.from(wall.children, (item) => ({
@@ -37,6 +47,7 @@
     max: Number(item.dataset.max),
     mean: Number(item.dataset.mean),
     act: Number(item.dataset.act),
+    sel: Number(item.dataset.sel),
   }));
   const all = count.textContent;
 
@@ -48,28 +59,34 @@
     wall.append(...cards.map((card) => card.item));
   };
   const select = () => {
+    const which = state.value;
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const card of cards) {
       // A number means that channel, not every channel with the digit in it.
-      const match = words.every((word) => (/^\d+$/.test(word) ? card.index === Number(word) : card.text.includes(word)));
+      const match =
+        which !== "dead" &&
+        (which !== "near" || card.act < NEAR_DEAD) &&
+        words.every((word) => (/^\d+$/.test(word) ? card.index === Number(word) : card.text.includes(word)));
       card.item.hidden = !match;
       shown += match ? 1 : 0;
     }
     count.textContent = shown === cards.length ? all : `${shown.toLocaleString("en")} of ${all}`;
-    none.hidden = shown > 0 || cards.length === 0;
+    if (dead) dead.hidden = which === "alive" || which === "near";
+    none.hidden = shown > 0 || cards.length === 0 || (which === "dead" && dead !== null);
   };
   const resize = () => wall.style.setProperty("--size", `${size.value}px`);
 
-  tools.hidden = cards.length === 0;
+  tools.hidden = cards.length === 0 && dead === null;
   tools.addEventListener("submit", (event) => event.preventDefault());
   sort.addEventListener("change", arrange);
   filter.addEventListener("input", select);
+  state.addEventListener("change", select);
   size.addEventListener("input", resize);
   // The browser keeps what was set when the reader comes back from a channel.
   addEventListener("pageshow", () => {
     if (sort.value !== "index") arrange();
-    if (filter.value) select();
+    if (filter.value || state.value !== "all") select();
     resize();
   });
 })();

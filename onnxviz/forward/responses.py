@@ -1,0 +1,138 @@
+"""How strongly a sample of the images excites every channel: what histograms and correlations are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Responses", "ResponsesBuilder"]
+
+Array: TypeAlias = NDArray[Any]
+
+_MOST_BYTES = 32 << 20
+_LEAST_IMAGES = 64
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Each channel's largest activation in each image of a sample: all images, or one in ``every``.
+
+    Sampled are the images whose number ``every`` divides, so that the sample does not depend on how the images were
+    split. ``image`` (S,) are their numbers, ascending; ``largest`` (S, C) is NaN where a channel was not finite.
+    """
+
+    every: int
+    image: Array
+    largest: Array
+
+    def channels(self, part: slice) -> Responses:
+        """Of some channels only."""
+        return Responses(self.every, self.image, self.largest[:, part])
+
+    def histogram(self, channel: int, bins: int, most: float | None = None) -> tuple[float, float, Array]:
+        """Least value, largest value, and how many images lie in each of ``bins`` equal parts between them.
+
+        Args:
+            most: a larger value that the parts must reach, such as the largest of all images.
+        """
+        values = self.largest[:, channel]
+        values = values[np.isfinite(values)].astype(np.float64)
+        if not len(values):
+            return float("nan"), float("nan"), np.zeros(bins, np.int64)
+        low, high = float(values.min()), max(float(values.max()), -np.inf if most is None else most)
+        counts = np.zeros(bins, np.int64)
+        scale = bins / (high - low) if high > low else 0.0
+        np.add.at(counts, np.minimum((values - low) * scale, bins - 1).astype(np.intp), 1)
+        return low, high, counts
+
+    def sparseness(self) -> Array:
+        """How few images excite each channel, (C,): 0 if all do alike, 1 if only one does; NaN for a dead channel.
+
+        The lifetime sparseness of Vinje and Gallant (Science, 2000) of the activations above 0:
+        (1 − mean(a)² / mean(a²)) / (1 − 1/S).
+        """
+        fine = np.isfinite(self.largest)
+        values = np.where(fine, np.maximum(self.largest, 0), 0).astype(np.float64)
+        counted = fine.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means, squares = values.sum(0) / counted, (values * values).sum(0) / counted
+            found: Array = (1 - means**2 / squares) / (1 - 1 / counted)
+        return np.where(counted > 1, found, np.nan)
+
+    def correlated(self, count: int) -> tuple[Array, Array]:
+        """For each channel the others that go up and down with it: their numbers and Pearson's r, each (C, ``count``).
+
+        The most correlated comes first. Where there are fewer, or a channel never changes, the number is -1 and r NaN.
+        """
+        values = self.largest.astype(np.float64)
+        fine = np.isfinite(values)
+        values = np.where(fine, values, 0) - np.where(fine, values, 0).sum(0) / np.maximum(fine.sum(0), 1)
+        values = np.where(fine, values, 0)
+        length = np.sqrt((values * values).sum(0))
+        # Differences at the level of rounding are none.
+        flat = length <= 1e-6 * np.sqrt(len(values)) * np.abs(np.where(fine, self.largest, 0)).max(
+            0, initial=0
+        )
+        unit = (values / np.where(flat, 1, length)).astype(np.float32)
+        channels = unit.shape[1]
+        number = np.full((channels, count), -1, np.int64)
+        r = np.full((channels, count), np.nan, np.float32)
+        kept = min(count, channels - 1)
+        for start in range(0, channels if kept > 0 else 0, _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, channels))
+            found = unit[:, rows].T @ unit
+            found[rows - start, rows] = -np.inf
+            found[:, flat] = -np.inf
+            order = np.argsort(-found, axis=1, kind="stable")[:, :kept]
+            best = np.take_along_axis(found, order, 1)
+            usable = np.isfinite(best) & ~flat[rows][:, None]
+            number[rows, :kept] = np.where(usable, order, -1)
+            r[rows, :kept] = np.where(usable, np.clip(best, -1, 1), np.nan)
+        return number, r
+
+    def merge(self, other: Responses) -> Responses:
+        """Of the images of both, none of which is in both."""
+        every = max(self.every, other.every)
+        image, largest = (
+            np.concatenate([getattr(one, name)[one.image % every == 0] for one in (self, other)])
+            for name in ("image", "largest")
+        )
+        order = np.argsort(image, kind="stable")
+        return Responses(every, image[order], largest[order])
+
+
+class ResponsesBuilder:
+    """Takes a sample as the images come in: all of them until there are too many, then one in 2, 4, 8 …
+
+    Args:
+        most_bytes: what the sample may take; it keeps 64 images at least.
+    """
+
+    def __init__(self, channels: int, most_bytes: int = _MOST_BYTES) -> None:
+        self._channels = channels
+        self._most = max(_LEAST_IMAGES, most_bytes // max(4 * channels, 1))
+        self._every = 1
+        self._images: list[int] = []
+        self._rows: list[Array] = []
+
+    def add(self, images: Array, largest: Array) -> None:
+        """Count a batch: the numbers of its images (N,), and (N, C) of largest activations, NaN where not finite."""
+        for image, row in zip(images.tolist(), largest, strict=True):
+            if image % self._every == 0:
+                self._images.append(image)
+                self._rows.append(row.astype(np.float32))
+        while len(self._images) > self._most:
+            self._every *= 2
+            kept = [at for at, image in enumerate(self._images) if image % self._every == 0]
+            self._images = [self._images[at] for at in kept]
+            self._rows = [self._rows[at] for at in kept]
+
+    def responses(self) -> Responses:
+        """The sample so far."""
+        order = np.argsort(self._images, kind="stable")
+        largest = np.stack([self._rows[at] for at in order]) if self._rows else np.zeros((0, self._channels))
+        return Responses(self._every, np.array(self._images, np.int64)[order], largest.astype(np.float32))
