@@ -14,8 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxviz import facts
-from onnxviz.atlas import PICTURES, Atlas, LayerAtlas, slugs
+from onnxviz.atlas import FILTERS, PICTURES, Atlas, LayerAtlas, slugs
 from onnxviz.errors import UnitError, UsageError
+from onnxviz.filters import draw_filters, first_filters
 from onnxviz.forward.scan import scan
 from onnxviz.forward.session import choose_provider
 from onnxviz.images.gallery import Gallery
@@ -191,6 +192,7 @@ def analyze(
             )
             progress.finish()
             release_memory()
+        first = first_filters(network)
         atlas = Atlas(
             model=facts.model_data(network),
             provenance=facts.provenance(
@@ -206,6 +208,7 @@ def analyze(
                 command=command,
             ),
             diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
+            filters=draw_filters(first, recipe, folder, f"{PICTURES}/{FILTERS}") if first else None,
             layers=tuple(drawn),
             images=_images(gallery, drawn),
             labels=tuple(source.samples[index].label for index in result.layers[0].responses.image.tolist()),

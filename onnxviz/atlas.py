@@ -31,6 +31,8 @@ from onnxviz.report.data import (
     ChannelData,
     ClassShare,
     DiagramNode,
+    FilterBank,
+    FilterData,
     Histogram,
     HitData,
     LayerData,
@@ -49,6 +51,9 @@ FORMAT = 3
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
+FILTERS = "filters"
+_FOLDERS = ("images", FILTERS)
+"""Folders of pictures that belong to no layer."""
 
 _BINS = 32
 _RELATED = 6
@@ -105,6 +110,7 @@ class Atlas:
     model: ModelData
     provenance: Provenance
     diagram: tuple[DiagramNode, ...]
+    filters: FilterBank | None
     layers: tuple[LayerAtlas, ...]
     images: Mapping[int, tuple[str, str | None, str]]
     labels: tuple[str | None, ...]
@@ -133,6 +139,8 @@ class Atlas:
     def _pictures(self) -> list[str]:
         """Every picture file of the report, relative to its folder."""
         paths = [thumbnail for _, _, thumbnail in self.images.values()]
+        if self.filters:
+            paths += [self.filters.shared.path, self.filters.own.path]
         for one in self.layers:
             style = plate_style(one.layer, self.provenance.input_size)
             if one.overall_hits:
@@ -154,6 +162,7 @@ class Atlas:
             "model": asdict(self.model),
             "provenance": asdict(self.provenance),
             "diagram": [asdict(node) for node in self.diagram],
+            "filters": asdict(self.filters) if self.filters else None,
             "images": [[index, *image] for index, image in self.images.items()],
             "labels": list(self.labels),
             "layers": [],
@@ -203,6 +212,7 @@ class Atlas:
                 diagram=tuple(
                     DiagramNode(**{**node, "inputs": tuple(node["inputs"])}) for node in facts["diagram"]
                 ),
+                filters=_read_filters(facts["filters"]),
                 layers=layers,
                 images={index: (name, label, thumbnail) for index, name, label, thumbnail in facts["images"]},
                 labels=tuple(facts["labels"]),
@@ -234,6 +244,7 @@ class Atlas:
             model=self.model,
             provenance=self.provenance,
             diagram=self.diagram,
+            filters=self.filters,
             layers=tuple(self._layer_data(one) for one in self.layers),
         )
 
@@ -353,7 +364,7 @@ def slugs(layers: Sequence[Layer]) -> list[str]:
     found = []
     for layer in layers:
         base = re.sub(r"[^a-z0-9]+", "-", layer.name.casefold()).strip("-")[:48] or layer.alias
-        slug = base if base not in used and base != "images" else f"{base}-{layer.alias}"
+        slug = base if base not in {*used, *_FOLDERS} else f"{base}-{layer.alias}"
         while slug in used:
             slug += "-x"
         used.add(slug)
@@ -401,6 +412,16 @@ def _write_atomically(path: Path, write: Any) -> None:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _read_filters(entry: Mapping[str, Any] | None) -> FilterBank | None:
+    if entry is None:
+        return None
+    fields = {name: _tuples(value) for name, value in entry.items()}
+    fields["filters"] = tuple(FilterData(**one) for one in entry["filters"])
+    for name in ("shared", "own"):
+        fields[name] = Sprite(**{key: _tuples(value) for key, value in entry[name].items()})
+    return FilterBank(**fields)
 
 
 def _read_provenance(entry: Mapping[str, Any]) -> Provenance:

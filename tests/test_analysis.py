@@ -803,8 +803,9 @@ def test_a_report_replaces_the_one_before_it(job, tmp_path):
 
 def test_every_picture_of_the_report_exists_and_none_is_unused(job):
     atlas = job[3]
-    used = set()
-    for layer in atlas.report_data().layers:
+    data = atlas.report_data()
+    used = {data.filters.shared.path, data.filters.own.path}
+    for layer in data.layers:
         for row in (layer.all_channels, *layer.rows):
             used |= {sprite.path for sprite in (row.card, row.strips) if sprite}
             used |= {hit.thumbnail for hit in row.hits}

@@ -57,6 +57,7 @@ def test_everything_comes_back(made):
     assert again.model == atlas.model
     assert again.provenance == atlas.provenance
     assert again.diagram == atlas.diagram
+    assert again.filters == atlas.filters is not None
     assert dict(again.images) == dict(atlas.images)
     assert again.folder == saved
     assert again.report_data() == atlas.report_data() or json.dumps(

@@ -11,6 +11,8 @@ __all__ = [
     "ChannelData",
     "ClassShare",
     "DiagramNode",
+    "FilterBank",
+    "FilterData",
     "Histogram",
     "HitData",
     "LayerData",
@@ -140,6 +142,30 @@ class LayerData:
 
 
 @dataclass(frozen=True)
+class FilterData:
+    """A filter of the first convolution: the root of its weights' mean square, and whether that is unusual."""
+
+    index: int
+    rms: float
+    state: str | None  # "dead", "dominating"
+
+
+@dataclass(frozen=True)
+class FilterBank:
+    """The filters of the first convolution, which reads the image itself.
+
+    ``shared`` has them all on one scale, ``own`` each on its own: the largest weight at full contrast, zero grey.
+    """
+
+    layer: str  # its name
+    size: tuple[int, int]  # height, width
+    median: float  # of the filters' RMS
+    shared: Sprite
+    own: Sprite
+    filters: tuple[FilterData, ...]
+
+
+@dataclass(frozen=True)
 class DiagramNode:
     """A node of the diagram. ``inputs`` are ids of earlier nodes; the input image has op ``Input``."""
 
@@ -197,4 +223,5 @@ class ReportData:
     model: ModelData
     provenance: Provenance
     diagram: tuple[DiagramNode, ...]
+    filters: FilterBank | None  # None where the first layer's filters are no pictures
     layers: tuple[LayerData, ...]

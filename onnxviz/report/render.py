@@ -90,7 +90,15 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
         folder.write(f"layers/{layer.slug}/index.html", text)
     folder.write("report.json", json.dumps(_plain(data), allow_nan=False))
     index = environment.get_template("index.html")
-    folder.write("index.html", index.render(root="", diagram=lay_out(data.diagram), previews=_previews(data)))
+    folder.write(
+        "index.html",
+        index.render(
+            root="",
+            diagram=lay_out(data.diagram),
+            previews=_previews(data),
+            filter_pages=_filter_pages(data),
+        ),
+    )
     folder.finish()
     return out / "index.html"
 
@@ -154,6 +162,8 @@ def _channels(layer: LayerData) -> Iterator[ChannelData]:
 
 def _pictures(data: ReportData) -> Iterator[str]:
     """Yield every picture that the pages show, some of them several times."""
+    if data.filters is not None:
+        yield from (data.filters.shared.path, data.filters.own.path)
     for layer in data.layers:
         if layer.montage is not None:
             yield layer.montage
@@ -165,6 +175,16 @@ def _pictures(data: ReportData) -> Iterator[str]:
 def _neighbours(items: Sequence[T]) -> Iterator[tuple[T | None, T, T | None]]:
     for i, item in enumerate(items):
         yield items[i - 1] if i else None, item, items[i + 1] if i + 1 < len(items) else None
+
+
+def _filter_pages(data: ReportData) -> dict[int | None, str]:
+    """The pages of the channels that the first filters make, as far as they are in the report."""
+    return {
+        channel.index: f"layers/{layer.slug}/{page_of(channel)}"
+        for layer in data.layers
+        if data.filters is not None and layer.name == data.filters.layer
+        for channel in layer.rows
+    }
 
 
 def _previews(data: ReportData) -> dict[str, list[ChannelData]]:

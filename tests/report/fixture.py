@@ -14,6 +14,8 @@ from onnxviz.report.data import (
     ChannelData,
     ClassShare,
     DiagramNode,
+    FilterBank,
+    FilterData,
     Histogram,
     HitData,
     LayerData,
@@ -245,8 +247,21 @@ def make_report(
             else ("The model is fixed at batch 1; it ran at 32 after a check.",),
         ),
         diagram=tuple(nodes),
+        filters=_filters(rng, out, result[0].name, channels),
         layers=tuple(result),
     )
+
+
+def _filters(rng: np.random.Generator, out: Path, layer: str, channels: int) -> FilterBank:
+    side = int(np.ceil(np.sqrt(channels)))
+    sheet = rng.integers(0, 255, (-(-channels // side) * 11, side * 11, 3)).astype(np.uint8)
+    sprites = []
+    for name in ("shared", "own"):
+        Image.fromarray(sheet).save(out / "pictures" / f"filters-{name}.png")
+        sprites.append(Sprite(f"pictures/filters-{name}.png", -(-channels // side), side, (11, 11), True))
+    states = {1: "dead", 2: "dominating"}
+    filters = tuple(FilterData(i, float(rng.gamma(2)), states.get(i)) for i in range(channels))
+    return FilterBank(layer, (11, 11), 1.5, sprites[0], sprites[1], filters)
 
 
 CLASSES = ("tabby cat", "street", "flower", "coins", "portrait", "espresso", "temple")

@@ -211,6 +211,19 @@ def test_the_index_has_a_table_of_layers(report: Rendered) -> None:
         assert f"{layer.channels:,}" in row and layer.op in row
 
 
+def test_the_index_shows_the_first_filters(report: Rendered) -> None:
+    data, out = report
+    assert data.filters is not None
+    page = Page(out / "index.html")
+    pictures = [str(values["src"]) for tag, values in page.tags if tag == "img"]
+    for sprite in (data.filters.shared, data.filters.own):
+        assert pictures.count(sprite.path) == len(data.filters.filters)
+    states = [values.get("class") for tag, values in page.tags if tag == "li"]
+    assert [states.count(state) for state in ("dead", "dominating")] == [1, 1]
+    first = data.layers[0]
+    assert {f"layers/{first.slug}/{page_of(row)}" for row in first.rows} <= set(page.references)
+
+
 def test_a_dead_channel_is_said_to_be_dead(report: Rendered) -> None:
     data, out = report
     layer = data.layers[1]
