@@ -14,8 +14,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxviz import facts
-from onnxviz.atlas import FILTERS, PICTURES, Atlas, LayerAtlas, slugs
-from onnxviz.errors import UnitError, UsageError
+from onnxviz.atlas import FILTERS, PICTURES, Atlas, LayerAtlas, channel_ranges, channels_of, slugs
+from onnxviz.errors import UsageError
 from onnxviz.filters import draw_filters, first_filters
 from onnxviz.forward.scan import scan
 from onnxviz.forward.session import choose_provider
@@ -35,7 +35,7 @@ from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import DEFAULT_MEMORY
 from onnxviz.runtime import release_memory
 
-__all__ = ["analyze", "open_network", "parse_channels", "preprocess_for"]
+__all__ = ["analyze", "open_network", "preprocess_for"]
 
 METADATA_KEY = "onnxviz.preprocess"
 
@@ -271,30 +271,13 @@ def preprocess_for(
     )
 
 
-def parse_channels(text: str) -> tuple[range, ...]:
-    """Channel numbers of a text such as ``0-15,40``.
-
-    Raises:
-        UsageError: it is not made of numbers and ranges.
-    """
-    ranges = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise UsageError(f"Channels {text!r}: write numbers and ranges, such as 0-15,40.")
-        ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(ranges)
-
-
 def _pictured(layer: Layer, channels: str | Sequence[int] | None, progress: Progress) -> tuple[int, ...]:
     """The channels of a layer to show: those asked for, as far as it has them."""
     if channels is None:
         return tuple(range(layer.channels))
-    asked = parse_channels(channels) if isinstance(channels, str) else [range(c, c + 1) for c in channels]
-    there = tuple(c for c in range(layer.channels) if any(c in numbers for numbers in asked))
+    asked = channel_ranges(channels)
+    there = channels_of(layer, asked)
     limits = f"Layer {layer} has channels 0 to {layer.channels - 1}"
-    if not there:
-        raise UnitError(f"{limits}; none of those asked for is there.")
     if any(numbers.stop > layer.channels for numbers in asked):
         progress.note(f"{limits}; the higher ones asked for are left out.")
     return there

@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from zipfile import BadZipFile
@@ -22,11 +22,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import AtlasError
+from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.plates import PlateStyle
-from onnxviz.model.layers import Layer, find_layer
+from onnxviz.model.layers import Layer, find_layer, find_layers
 from onnxviz.report.data import (
     ChannelData,
     ClassShare,
@@ -43,7 +43,7 @@ from onnxviz.report.data import (
     Sprite,
 )
 
-__all__ = ["Atlas", "LayerAtlas", "slugs"]
+__all__ = ["Atlas", "LayerAtlas", "channel_ranges", "channels_of", "slugs"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -135,6 +135,46 @@ class Atlas:
         out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self._pictures())
         return write_report(self.report_data(), out, pictures=self._pictures())
+
+    def publish(self, out: str | Path) -> Path:
+        """Write the report and the atlas itself into one folder, and return the ``index.html``."""
+        out = Path(out)
+        # An atlas of a former run must not outlive its pictures, whatever happens on the way.
+        (out / "atlas.json").unlink(missing_ok=True)
+        page = self.report(out)
+        replace(self, folder=out).save(out)
+        return page
+
+    def only(
+        self, layers: str | Sequence[str] | None = None, channels: str | Sequence[int] | None = None
+    ) -> Atlas:
+        """A part of the atlas, for a smaller report.
+
+        Args:
+            layers: names, globs, ranges as `Network.select` takes them; None for all.
+            channels: as ``0-15,40``, or numbers; None for all that have pictures.
+
+        Raises:
+            LayerNotFoundError: a name fits no layer, or several.
+            UnitError: a layer has none of the channels.
+        """
+        kept = self.layers
+        if layers is not None:
+            found = find_layers([one.layer for one in kept], [layers] if isinstance(layers, str) else layers)
+            kept = tuple(one for one in kept if one.layer in found)
+        if channels is not None:
+            asked = channel_ranges(channels)
+            kept = tuple(replace(one, pictured=channels_of(one.layer, asked, one.pictured)) for one in kept)
+        slugs = {one.slug for one in kept}
+        shown = {hit.image for one in kept for hit in one.overall_hits}
+        for one in kept:
+            shown.update(hit.image for channel in one.alive for hit in one.topk.hits(channel))
+        return replace(
+            self,
+            layers=kept,
+            diagram=tuple(node if node.slug in slugs else replace(node, slug=None) for node in self.diagram),
+            images={index: image for index, image in self.images.items() if index in shown},
+        )
 
     def _pictures(self) -> list[str]:
         """Every picture file of the report, relative to its folder."""
@@ -345,6 +385,37 @@ class Atlas:
             "card": Sprite(card, math.ceil(hits / columns), 2 * columns, style.card_tile, style.pixelated),
             "strips": Sprite(strips, 2, hits, style.strip_tile, style.pixelated),
         }
+
+
+def channel_ranges(channels: str | Sequence[int]) -> tuple[range, ...]:
+    """Channel numbers, given as such or as a text such as ``0-15,40``.
+
+    Raises:
+        UsageError: it is not made of numbers and ranges.
+    """
+    if not isinstance(channels, str):
+        return tuple(range(channel, channel + 1) for channel in channels)
+    ranges = []
+    for part in channels.split(","):
+        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise UsageError(f"Channels {channels!r}: write numbers and ranges, such as 0-15,40.")
+        ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(ranges)
+
+
+def channels_of(layer: Layer, asked: Sequence[range], among: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The channels of a layer that are asked for, of all or of some.
+
+    Raises:
+        UnitError: none of them is there.
+    """
+    there = range(layer.channels) if among is None else among
+    found = tuple(channel for channel in there if any(channel in numbers for numbers in asked))
+    if not found:
+        have = f"channels 0 to {layer.channels - 1}" if among is None else f"{len(among)} channels here"
+        raise UnitError(f"Layer {layer} has {have}; none of those asked for is there.")
+    return found
 
 
 def plate_style(layer: Layer, frame: tuple[int, int]) -> PlateStyle:

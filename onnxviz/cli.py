@@ -193,7 +193,7 @@ def analyze(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images a run.", show_default="what memory allows, up to 32"),
+        typer.Option(min=1, help="Images a run.", show_default="what suits cores and memory, up to 32"),
     ] = None,
     provider: Provider = "auto",
     engine: Engine = "auto",
@@ -258,7 +258,7 @@ def analyze(
                 progress=bar,
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
-            page = atlas.report(target)
+            page = atlas.publish(target)
         skipped = atlas.provenance.skipped
         typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
         for name, reason in skipped[:5]:
@@ -270,9 +270,41 @@ def analyze(
             typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
         typer.echo(f"Report: {page}")
         if open_:
-            import webbrowser
+            _browse(page)
 
-            webbrowser.open(page.resolve().as_uri())
+
+@app.command()
+def report(
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
+    ],
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", "-l", help="Only this layer. Repeat it for more.", show_default="all"),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Only these channels, as 0-15,40.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="RUN itself")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a report once more, or a part of it, with neither the model nor the images."""
+    with _errors(debug):
+        from onnxviz.atlas import Atlas
+
+        atlas = Atlas.load(run)
+        target = out or run
+        if layer or channels is not None:
+            if target.resolve() == run.resolve():
+                raise UsageError(
+                    "A part of a report must not replace the whole: give it a folder with --out."
+                )
+            atlas = atlas.only(layer, channels)
+        page = atlas.report(target)
+        typer.echo(f"Report: {page}")
+        if open_:
+            _browse(page)
 
 
 @app.command()
@@ -513,6 +545,12 @@ def convert(
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _browse(page: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

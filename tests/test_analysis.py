@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 import onnxviz
 from onnxviz import analyze
-from onnxviz.atlas import slugs
+from onnxviz.atlas import channel_ranges, slugs
 from onnxviz.converters import alexnet, vgg16
 from onnxviz.errors import (
     LayerNotFoundError,
@@ -29,8 +28,6 @@ from onnxviz.progress import Progress
 from tests.converters import synthetic
 from tests.light import NAMES, write_light
 from tests.model.nets import build, conv_weights, forward, node, small, write
-
-parse_channels = import_module(analyze.__module__).parse_channels
 
 MODELS = Path(__file__).parents[1] / "models"
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -488,7 +485,7 @@ def test_some_channels(job, tmp_path):
     ],
 )
 def test_channels_as_text(text, numbers):
-    assert tuple(number for part in parse_channels(text) for number in part) == numbers
+    assert tuple(number for part in channel_ranges(text) for number in part) == numbers
 
 
 def test_channels_far_beyond_the_layer_cost_nothing(job, tmp_path):
@@ -503,7 +500,7 @@ def test_channels_far_beyond_the_layer_cost_nothing(job, tmp_path):
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0..5", "1.5", "٣-"])
 def test_channels_that_are_no_numbers(text):
     with pytest.raises(UsageError, match="0-15,40") as error:
-        parse_channels(text)
+        channel_ranges(text)
     assert repr(text) in str(error.value)
 
 

@@ -168,6 +168,7 @@ def _options(command) -> str:
 def test_the_commands():
     assert list(_commands()) == [
         "analyze",
+        "report",
         "layers",
         "check",
         "project",

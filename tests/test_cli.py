@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.converters import synthetic
 from tests.model.nets import build, conv_weights, forward, node, small, write
 
 MODELS = Path(__file__).parents[1] / "models"
-COMMANDS = ("analyze", "layers", "check", "project", "export-deconv", "operators", "convert")
+COMMANDS = ("analyze", "report", "layers", "check", "project", "export-deconv", "operators", "convert")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,13 @@ OPTIONS = {
         "--labels": None,
         "--montage": None,
         "--out": "reports/MODEL",
+        "--open": None,
+        "--debug": None,
+    },
+    "report": {
+        "--layer": "all",
+        "--channels": "all",
+        "--out": "RUN itself",
         "--open": None,
         "--debug": None,
     },
@@ -483,6 +491,92 @@ def test_a_progress_bar_on_a_terminal(folder, tmp_path):
 
 
 # layers
+
+
+# report
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "small"
+    layers = ["-l", "relu1", "-l", "fc1"]
+    result = _call("analyze", folder / "small.onnx", *layers, "--images", folder / "photos", "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def _content(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_report_writes_the_same_report_again(run, tmp_path):
+    """Into another folder or over the first; the run stays one."""
+    result = _call("report", run, "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Report: {tmp_path / 'again' / 'index.html'}\n"
+    before, again = _content(run), _content(tmp_path / "again")
+    assert {n: c for n, c in before.items() if n not in ("atlas.json", "arrays.npz")} == again
+    for page in [*run.rglob("*.html"), run / "report.json"]:
+        page.write_text("spoilt")
+    assert _call("report", run).exit_code == 0
+    assert _content(run) == before
+
+
+def test_report_of_a_part(run, tmp_path):
+    before = _content(run)
+    result = _call("report", run, "-l", "relu1", "--channels", "0-1,3", "--out", tmp_path / "part")
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "part" / "report.json").read_text(encoding="utf-8"))
+    assert [layer["alias"] for layer in data["layers"]] == ["relu1"]
+    (layer,) = data["layers"]
+    assert [row["index"] for row in layer["rows"]] == [0, 1, 3]
+    assert all(other["index"] in (0, 1, 3) for row in layer["rows"] for other in row["related"])
+    used = {hit["thumbnail"] for row in (*layer["rows"], layer["all_channels"]) for hit in row["hits"]}
+    pictures = {name for name in _content(tmp_path / "part") if name.startswith("pictures/images/")}
+    assert pictures == used
+    assert _content(run) == before
+
+
+def test_a_part_does_not_replace_the_whole(run):
+    before = _content(run)
+    for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
+        _fails(_call("report", run, "-l", "relu1", *target), 2, "must not replace the whole", "--out")
+    assert _content(run) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (["-l", "conv9"], 2, "No layer is called 'conv9'"),
+        (["--channels", "900"], 2, "none of those asked for"),
+        (["--channels", "a"], 2, "write numbers and ranges"),
+    ],
+)
+def test_wrong_calls_of_report(run, tmp_path, options, code, part):
+    _fails(_call("report", run, *options, "--out", tmp_path / "out"), code, part)
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_of_what_is_no_run(run, tmp_path):
+    _fails(_call("report", tmp_path), 1, "holds no atlas")
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "arrays.npz").write_bytes(b"PK")
+    before = _content(tmp_path / "damaged")
+    _fails(_call("report", tmp_path / "damaged"), 1, "damaged")
+    assert _content(tmp_path / "damaged") == before
+
+
+def test_an_atlas_does_not_outlive_its_pictures(folder, run, tmp_path, monkeypatch):
+    """A second run into the folder that stops half-way leaves no atlas that would speak of the first."""
+    shutil.copytree(run, tmp_path / "run")
+
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("onnxviz.report.render.write_report", fail)
+    options = ["-l", "conv2", "--images", folder / "photos", "--out", tmp_path / "run"]
+    _fails(_call("analyze", folder / "small.onnx", *options), 1, "no space left")
+    _fails(_call("report", tmp_path / "run"), 1, "holds no atlas")
 
 
 def test_layers(folder):
