@@ -308,6 +308,48 @@ def report(
 
 
 @app.command()
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
+    ],
+    csv: Annotated[bool, typer.Option("--csv", help="Tables: channels.csv and hits.csv.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="All that the report shows: report.json.")] = False,
+    png: Annotated[
+        bool, typer.Option("--png", help="Plates for print, 24 channels each, with captions.")
+    ] = False,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option("--layer", "-l", help="Only this layer. Repeat it for more.", show_default="all"),
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Only these channels, as 0-15,40.", show_default="all")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the files.", show_default="RUN/export")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write tables and figures of a report, with neither the model nor the images."""
+    with _errors(debug):
+        from onnxviz import export as writers
+        from onnxviz.atlas import Atlas
+
+        if not (csv or json_ or png):
+            raise UsageError("Say what to write: --csv, --json, --png, or several.")
+        atlas = Atlas.load(run)
+        if layer or channels is not None:
+            atlas = atlas.only(layer, channels)
+        target = out or run / "export"
+        written: list[Path] = []
+        if csv:
+            written += writers.export_csv(atlas, target)
+        if json_:
+            written.append(writers.export_json(atlas, target))
+        if png:
+            written += writers.export_png(atlas, target)
+        for path in written:
+            typer.echo(path)
+
+
+@app.command()
 def layers(
     model: ModelArgument,
     size: Size = None,

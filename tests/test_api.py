@@ -169,6 +169,7 @@ def test_the_commands():
     assert list(_commands()) == [
         "analyze",
         "report",
+        "export",
         "layers",
         "check",
         "project",

@@ -26,7 +26,17 @@ from tests.converters import synthetic
 from tests.model.nets import build, conv_weights, forward, node, small, write
 
 MODELS = Path(__file__).parents[1] / "models"
-COMMANDS = ("analyze", "report", "layers", "check", "project", "export-deconv", "operators", "convert")
+COMMANDS = (
+    "analyze",
+    "report",
+    "export",
+    "layers",
+    "check",
+    "project",
+    "export-deconv",
+    "operators",
+    "convert",
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +115,15 @@ OPTIONS = {
         "--channels": "all",
         "--out": "RUN itself",
         "--open": None,
+        "--debug": None,
+    },
+    "export": {
+        "--csv": None,
+        "--json": None,
+        "--png": None,
+        "--layer": "all",
+        "--channels": "all",
+        "--out": "RUN/export",
         "--debug": None,
     },
     "layers": {"--json": None, "--size": None, "--input": None, "--feed": None, "--debug": None},

@@ -19,6 +19,7 @@ __all__ = [
     "MAT",
     "OUTSIDE",
     "PALETTE",
+    "captioned",
     "crop",
     "encode",
     "fit",
@@ -212,6 +213,29 @@ def montage(
         labelled.append(np.asarray(canvas))
     sheet = grid(labelled, columns, gap=gap, fill=255)
     return np.pad(sheet, ((gap, gap), (gap, gap), (0, 0)), constant_values=255)
+
+
+def captioned(picture: Array, lines: Sequence[str], size: int = 24, gap: int = 12) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with lines of text below it, on white; lines that are too long are wrapped at words."""
+    font = ImageFont.load_default(size)
+    width = picture.shape[1]
+    wrapped: list[str] = []
+    for text in lines:
+        line = ""
+        for word in text.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width - 2 * gap:
+                wrapped.append(line)
+                longer = word
+            line = longer
+        wrapped.append(line)
+    step = math.ceil(1.35 * size)
+    canvas = Image.new("RGB", (width, picture.shape[0] + step * len(wrapped) + gap), "white")
+    canvas.paste(_image(picture), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(wrapped):
+        draw.text((gap, picture.shape[0] + number * step), line, fill=(32, 32, 32), font=font)
+    return np.asarray(canvas)
 
 
 def _landscape(count: int, aspect: float, target: float = 4 / 3) -> int:

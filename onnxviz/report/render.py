@@ -29,7 +29,7 @@ from onnxviz.report.folder import Folder
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["page_of", "write_report"]
+__all__ = ["as_json", "page_of", "write_report"]
 
 STATIC = ("report.css", "report.js")
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
             ),
         )
         folder.write(f"layers/{layer.slug}/index.html", text)
-    folder.write("report.json", json.dumps(_plain(data), allow_nan=False))
+    folder.write("report.json", as_json(data))
     index = environment.get_template("index.html")
     folder.write(
         "index.html",
@@ -101,6 +101,11 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     )
     folder.finish()
     return out / "index.html"
+
+
+def as_json(data: ReportData) -> str:
+    """All that a report shows, as JSON; null stands for what is no number."""
+    return json.dumps(_plain(data), allow_nan=False)
 
 
 def page_of(channel: ChannelData) -> str:

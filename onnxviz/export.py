@@ -1,0 +1,167 @@
+"""Tables and figures of an atlas, for other programs and for print."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from onnxviz.atlas import Atlas
+from onnxviz.errors import OnnxvizError
+from onnxviz.images import render
+from onnxviz.report.data import ChannelData, LayerData, ReportData
+from onnxviz.report.render import as_json
+
+__all__ = ["export_csv", "export_json", "export_png"]
+
+CHANNEL_COLUMNS = (
+    "layer",
+    "alias",
+    "channel",
+    "name",
+    "dead",
+    "largest",
+    "mean",
+    "activity",
+    "selectivity",
+)
+HIT_COLUMNS = (
+    "layer",
+    "alias",
+    "channel",
+    "rank",
+    "image",
+    "label",
+    "score",
+    "activation",
+    "y",
+    "x",
+    "top",
+    "left",
+    "bottom",
+    "right",
+)
+_PLATE = 24
+"""Channels on a plate."""
+_DPI = 300
+
+
+def export_csv(atlas: Atlas, out: Path) -> tuple[Path, Path]:
+    """Write ``channels.csv``, a row a channel, and ``hits.csv``, a row an image of a channel.
+
+    Numbers have all their digits; what is no number is empty. The rows of all channels together have no channel.
+    Text is UTF-8 with a mark at its start, by which spreadsheets know.
+    """
+    data = atlas.report_data()
+    channels = out / "channels.csv"
+    hits = out / "hits.csv"
+    _write_csv(channels, CHANNEL_COLUMNS, _channel_rows(data))
+    _write_csv(hits, HIT_COLUMNS, _hit_rows(data))
+    return channels, hits
+
+
+def export_json(atlas: Atlas, out: Path) -> Path:
+    """Write ``report.json``: everything that a report shows, as the report's own JSON."""
+    path = out / "report.json"
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(path, as_json(atlas.report_data()).encode("utf-8", errors="replace"))
+    return path
+
+
+def export_png(atlas: Atlas, out: Path) -> list[Path]:
+    """Write plates as in Fig. 2 of the paper: 24 channels each, strongest first, with a caption, for 300 dots an inch.
+
+    Raises:
+        OnnxvizError: a picture cannot be read.
+    """
+    data = atlas.report_data()
+    written = []
+    for layer in data.layers:
+        rows = sorted((row for row in layer.rows if row.card is not None), key=lambda row: -row.largest)
+        parts = [rows[start : start + _PLATE] for start in range(0, len(rows), _PLATE)]
+        for number, part in enumerate(parts, start=1):
+            sheet = _plate(atlas.folder, part, _caption(data, layer, number, len(parts)))
+            path = out / f"{layer.slug}-{number:03d}.png"
+            out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sheet).save(path, dpi=(_DPI, _DPI))
+            written.append(path)
+    return written
+
+
+def _rows(layer: LayerData) -> Iterator[tuple[tuple[Any, ...], ChannelData]]:
+    for channel in (layer.all_channels, *layer.rows):
+        yield (layer.name, layer.alias, channel.index), channel
+
+
+def _channel_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
+    for layer in data.layers:
+        for start, one in _rows(layer):
+            yield (*start, one.name, int(one.dead), one.largest, one.mean, one.activity, one.selectivity)
+
+
+def _hit_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
+    for layer in data.layers:
+        for start, one in _rows(layer):
+            for hit in one.hits:
+                place = (hit.y, hit.x, *hit.box)
+                yield (*start, hit.rank, hit.image, hit.label, hit.score, hit.activation, *place)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_cell(value) for value in row] for row in rows)
+    partial.replace(path)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return ""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"  # a spreadsheet would run it
+    return value
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_bytes(content)
+    os.replace(partial, path)  # noqa: PTH105
+
+
+def _caption(data: ReportData, layer: LayerData, number: int, parts: int) -> list[str]:
+    p = data.provenance
+    first = f"{data.title}, {layer.title}" + (f" ({number} of {parts})" if parts > 1 else "")
+    return [
+        f"{first}: for each channel its strongest images, projections to the left, patches to the right.",
+        f"{p.method}; images: {p.data_set}; zero is grey, each projection on a scale of its own.",
+    ]
+
+
+def _plate(folder: Path, rows: Sequence[ChannelData], caption: Sequence[str]) -> np.ndarray:
+    """Cards under their channels' numbers, and a caption below."""
+    cards = []
+    for row in rows:
+        assert row.card is not None
+        try:
+            with Image.open(folder / row.card.path) as picture:
+                card = np.asarray(picture.convert("RGB"))
+        except OSError as error:
+            raise OnnxvizError(f"{folder / row.card.path}: the picture cannot be read: {error}") from error
+        cards.append(card)
+    height, width = (max(card.shape[axis] for card in cards) for axis in (0, 1))
+    zoom = max(1, round(216 / height))
+    filled = []
+    for card in cards:
+        sheet = np.full((height, width, 3), render.GREY, np.uint8)
+        sheet[: card.shape[0], : card.shape[1]] = card
+        filled.append(sheet.repeat(zoom, 0).repeat(zoom, 1))
+    names = [f"{row.index} {row.name}" if row.name else str(row.index) for row in rows]
+    return render.captioned(render.montage(filled, names), caption)
