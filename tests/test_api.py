@@ -16,7 +16,8 @@ import onnxviz
 from onnxviz import cli, errors
 from tests.model.nets import small, write
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PUBLIC = ["Atlas", "Network", "OnnxvizError", "Projections", "analyze", "load"]
 
 
@@ -150,6 +151,12 @@ def test_readmes_exit_codes_and_options_exist():
     text = " ".join(_options(command) for command in _commands().values())
     for option in re.findall(r"`(--[a-z-]+)", README):
         assert option in text or option in ("--help",), option
+
+
+def test_readmes_pictures_are_there():
+    pictures = re.findall(r"\]\((reports/[^)]+)\)", README)
+    assert len(pictures) == 6
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
 # The command line is documented

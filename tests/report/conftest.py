@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import pytest
 from onnxviz.report.data import ReportData
 from onnxviz.report.render import write_report
 
+from .chromium import NO_BROWSER, find_browser, start_browser
 from .fixture import make_report
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -39,17 +37,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, Path]
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Start headless Chromium; skip without one, unless this is CI."""
-    executable = os.environ.get("ONNXVIZ_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    executable = find_browser()
     if executable is None:
-        reason = f"no browser: none of {', '.join(BROWSERS)} on PATH, and ONNXVIZ_CHROMIUM is not set"
         if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=flags)
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
+    with start_browser(executable) as chromium:
         yield chromium
-        chromium.close()
