@@ -12,8 +12,8 @@ __all__ = ["Responses", "ResponsesBuilder"]
 
 Array: TypeAlias = NDArray[Any]
 
-_MOST_BYTES = 32 << 20
-_LEAST_IMAGES = 64
+_MOST_BYTES = 2 << 20
+_LEAST_IMAGES = 512
 _ROWS_AT_ONCE = 1024
 
 
@@ -109,30 +109,35 @@ class ResponsesBuilder:
     """Takes a sample as the images come in: all of them until there are too many, then one in 2, 4, 8 …
 
     Args:
-        most_bytes: what the sample may take; it keeps 64 images at least.
+        most_bytes: what the sample may take; it may have 512 images whatever they take.
     """
 
     def __init__(self, channels: int, most_bytes: int = _MOST_BYTES) -> None:
-        self._channels = channels
-        self._most = max(_LEAST_IMAGES, most_bytes // max(4 * channels, 1))
+        # All at once, and touched as it fills: small pieces that live long would keep freed memory from being used.
+        most = max(_LEAST_IMAGES, most_bytes // max(4 * channels, 1))
+        self._image = np.empty(most, np.int64)
+        self._largest = np.empty((most, channels), np.float32)
+        self._count = 0
         self._every = 1
-        self._images: list[int] = []
-        self._rows: list[Array] = []
 
     def add(self, images: Array, largest: Array) -> None:
         """Count a batch: the numbers of its images (N,), and (N, C) of largest activations, NaN where not finite."""
         for image, row in zip(images.tolist(), largest, strict=True):
+            if self._count == len(self._image) and image % self._every == 0:
+                self._thin_out()
             if image % self._every == 0:
-                self._images.append(image)
-                self._rows.append(row.astype(np.float32))
-        while len(self._images) > self._most:
+                self._image[self._count], self._largest[self._count] = image, row
+                self._count += 1
+
+    def _thin_out(self) -> None:
+        while self._count == len(self._image):
             self._every *= 2
-            kept = [at for at, image in enumerate(self._images) if image % self._every == 0]
-            self._images = [self._images[at] for at in kept]
-            self._rows = [self._rows[at] for at in kept]
+            kept = np.flatnonzero(self._image[: self._count] % self._every == 0)
+            for to, at in enumerate(kept.tolist()):  # in place, a row at a time
+                self._image[to], self._largest[to] = self._image[at], self._largest[at]
+            self._count = len(kept)
 
     def responses(self) -> Responses:
         """The sample so far."""
-        order = np.argsort(self._images, kind="stable")
-        largest = np.stack([self._rows[at] for at in order]) if self._rows else np.zeros((0, self._channels))
-        return Responses(self._every, np.array(self._images, np.int64)[order], largest.astype(np.float32))
+        order = np.argsort(self._image[: self._count], kind="stable")
+        return Responses(self._every, self._image[order], self._largest[order])

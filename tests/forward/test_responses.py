@@ -37,9 +37,11 @@ def test_every_image_is_there_while_there_is_room(seed):
     _same(_built(largest, cuts), _responses(largest))
 
 
-@pytest.mark.parametrize(("images", "every"), [(64, 1), (65, 2), (128, 2), (129, 4), (1000, 16)])
+@pytest.mark.parametrize(
+    ("images", "every"), [(512, 1), (513, 2), (1023, 2), (1024, 2), (1025, 4), (2049, 8), (6000, 16)]
+)
 def test_the_sample_thins_out_evenly(images, every):
-    """The least sample has 64 images."""
+    """The least bound is 512 images."""
     largest = _drawn(0, images, 3)
     found = _built(largest, [10, 11, 60], most_bytes=1)
     assert found.every == every
@@ -48,20 +50,31 @@ def test_the_sample_thins_out_evenly(images, every):
 
 
 def test_the_sample_takes_no_more_than_its_bytes():
-    assert len(_built(_drawn(0, 900, 5), [], most_bytes=5 * 4 * 300).image) == 225
+    assert len(_built(_drawn(0, 1800, 5), [], most_bytes=5 * 4 * 600).image) == 450
+    assert len(_built(_drawn(0, 1800, 5), [], most_bytes=5 * 4 * 1800).image) == 1800
+
+
+def test_a_thinned_sample_without_its_first_images():
+    """Images that could not be read leave gaps; if all that are kept fall out, more are taken."""
+    largest = _drawn(0, 1400, 2)
+    builder = ResponsesBuilder(2, 1)
+    rows = np.arange(1, 1400, 2)
+    builder.add(rows, largest[rows])
+    found = builder.responses()
+    assert (found.every, len(found.image)) == (2, 0)
 
 
 def test_merged_parts_are_the_whole():
-    largest = _drawn(1, 300, 2)
+    largest = _drawn(1, 2400, 2)
     parts = []
-    for start, stop in ((0, 200), (200, 300)):
+    for start, stop in ((0, 1600), (1600, 2400)):
         builder = ResponsesBuilder(2, 1)
         builder.add(np.arange(start, stop), largest[start:stop])
         parts.append(builder.responses())
     assert [part.every for part in parts] == [4, 2]
     merged = parts[1].merge(parts[0])
     _same(merged, parts[0].merge(parts[1]))
-    np.testing.assert_array_equal(merged.image, np.arange(0, 300, 4))
+    np.testing.assert_array_equal(merged.image, np.arange(0, 2400, 4))
     np.testing.assert_array_equal(merged.largest, largest[::4])
 
 
