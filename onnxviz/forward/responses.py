@@ -8,21 +8,23 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Responses", "ResponsesBuilder"]
+__all__ = ["Responses", "ResponsesBuilder", "taken"]
 
 Array: TypeAlias = NDArray[Any]
 
 _MOST_BYTES = 2 << 20
 _LEAST_IMAGES = 512
 _ROWS_AT_ONCE = 1024
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ divided by the golden ratio, odd
 
 
 @dataclass(frozen=True)
 class Responses:
     """Each channel's largest activation in each image of a sample: all images, or one in ``every``.
 
-    Sampled are the images whose number ``every`` divides, so that the sample does not depend on how the images were
-    split. ``image`` (S,) are their numbers, ascending; ``largest`` (S, C) is NaN where a channel was not finite.
+    Whether an image is in it follows from its number alone (`taken`), so that the sample does not depend on how the
+    images were split. ``image`` (S,) are the numbers, ascending; ``largest`` (S, C) is NaN where a channel was not
+    finite.
     """
 
     every: int
@@ -98,11 +100,21 @@ class Responses:
         """Of the images of both, none of which is in both."""
         every = max(self.every, other.every)
         image, largest = (
-            np.concatenate([getattr(one, name)[one.image % every == 0] for one in (self, other)])
+            np.concatenate([getattr(one, name)[taken(one.image, every)] for one in (self, other)])
             for name in ("image", "largest")
         )
         order = np.argsort(image, kind="stable")
         return Responses(every, image[order], largest[order])
+
+
+def taken(images: Array, every: int) -> Array:
+    """Which of some images, by number, belong to a sample of one in ``every``, a power of 2.
+
+    Those whose multiple of the golden ratio has a fraction below 1/every: they lie evenly, and never in step with an
+    order that repeats itself, as of classes that take turns. Of a smaller sample all are in the larger ones.
+    """
+    spread: Array = images.astype(np.uint64) * _GOLDEN
+    return spread <= np.uint64(2**64 // every - 1)
 
 
 class ResponsesBuilder:
@@ -122,17 +134,20 @@ class ResponsesBuilder:
 
     def add(self, images: Array, largest: Array) -> None:
         """Count a batch: the numbers of its images (N,), and (N, C) of largest activations, NaN where not finite."""
-        for image, row in zip(images.tolist(), largest, strict=True):
-            if self._count == len(self._image) and image % self._every == 0:
+        for row in range(len(images)):
+            if self._count == len(self._image) and self._takes(images[row]):
                 self._thin_out()
-            if image % self._every == 0:
-                self._image[self._count], self._largest[self._count] = image, row
+            if self._takes(images[row]):
+                self._image[self._count], self._largest[self._count] = images[row], largest[row]
                 self._count += 1
+
+    def _takes(self, image: Any) -> bool:
+        return bool(taken(np.array([image]), self._every)[0])
 
     def _thin_out(self) -> None:
         while self._count == len(self._image):
             self._every *= 2
-            kept = np.flatnonzero(self._image[: self._count] % self._every == 0)
+            kept = np.flatnonzero(taken(self._image[: self._count], self._every))
             for to, at in enumerate(kept.tolist()):  # in place, a row at a time
                 self._image[to], self._largest[to] = self._image[at], self._largest[at]
             self._count = len(kept)
