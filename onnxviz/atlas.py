@@ -136,6 +136,12 @@ class Atlas:
         _copy_pictures(self.folder, out, self._pictures())
         return write_report(self.report_data(), out, pictures=self._pictures())
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the layers and their strongest channels."""
+        from onnxviz.notebook import atlas_html
+
+        return atlas_html(self)
+
     def publish(self, out: str | Path) -> Path:
         """Write the report and the atlas itself into one folder, and return the ``index.html``."""
         out = Path(out)

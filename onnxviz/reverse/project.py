@@ -66,6 +66,12 @@ class Projections:
     pixels: Array
     boxes: Array
 
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the first of them, side by side."""
+        from onnxviz.notebook import projections_png
+
+        return projections_png(self.pixels)
+
 
 class Projector:
     """Pulls units of one layer, or its whole maps, back to the image, on recorded images. Made by `Network.projector`.
