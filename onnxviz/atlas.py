@@ -13,7 +13,7 @@ import re
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,7 +43,7 @@ from onnxviz.report.data import (
     Sprite,
 )
 
-__all__ = ["Atlas", "LayerAtlas", "channel_ranges", "channels_of", "slugs"]
+__all__ = ["Atlas", "LayerAtlas", "channel_ranges", "channels_of", "slugs", "write_atomically"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -229,9 +229,9 @@ class Atlas:
                 arrays.update({f"{number}/{part}/{name}": a for name, a in group.arrays().items()})
             arrays[f"{number}/responses/largest"] = one.responses.largest
             arrays["sampled"] = one.responses.image
-        _write_atomically(folder / "arrays.npz", lambda path: _savez(path, arrays))
+        write_atomically(folder / "arrays.npz", lambda path: _savez(path, arrays))
         text = json.dumps(facts, ensure_ascii=False, indent=1)
-        _write_atomically(folder / "atlas.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(folder / "atlas.json", lambda path: path.write_text(text, encoding="utf-8"))
         return folder
 
     @classmethod
@@ -478,7 +478,8 @@ def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _write_atomically(path: Path, write: Any) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file by a function of a path; it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(temporary)

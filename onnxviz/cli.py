@@ -34,6 +34,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+RunArgument = Annotated[
+    Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
+]
+OnlyLayers = Annotated[
+    list[str] | None,
+    typer.Option("--layer", "-l", help="Only this layer. Repeat it for more.", show_default="all"),
+]
+OnlyChannels = Annotated[
+    str | None, typer.Option(help="Only these channels, as 0-15,40.", show_default="all")
+]
 ModelArgument = Annotated[Path, typer.Argument(help="The model, an ONNX file.", show_default=False)]
 Provider = Annotated[
     str, typer.Option(help="Where to run the network: auto (CUDA where there is one), cuda or cpu.")
@@ -275,16 +285,9 @@ def analyze(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
-    ],
-    layer: Annotated[
-        list[str] | None,
-        typer.Option("--layer", "-l", help="Only this layer. Repeat it for more.", show_default="all"),
-    ] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Only these channels, as 0-15,40.", show_default="all")
-    ] = None,
+    run: RunArgument,
+    layer: OnlyLayers = None,
+    channels: OnlyChannels = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="RUN itself")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     debug: Debug = False,
@@ -309,21 +312,14 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[
-        Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
-    ],
+    run: RunArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Tables: channels.csv and hits.csv.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="All that the report shows: report.json.")] = False,
     png: Annotated[
         bool, typer.Option("--png", help="Plates for print, 24 channels each, with captions.")
     ] = False,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option("--layer", "-l", help="Only this layer. Repeat it for more.", show_default="all"),
-    ] = None,
-    channels: Annotated[
-        str | None, typer.Option(help="Only these channels, as 0-15,40.", show_default="all")
-    ] = None,
+    layer: OnlyLayers = None,
+    channels: OnlyChannels = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the files.", show_default="RUN/export")] = None,
     debug: Debug = False,
 ) -> None:

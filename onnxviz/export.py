@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from onnxviz.atlas import Atlas
+from onnxviz.atlas import Atlas, write_atomically
 from onnxviz.errors import OnnxvizError
 from onnxviz.images import render
 from onnxviz.report.data import ChannelData, LayerData, ReportData
@@ -69,7 +68,8 @@ def export_json(atlas: Atlas, out: Path) -> Path:
     """Write ``report.json``: everything that a report shows, as the report's own JSON."""
     path = out / "report.json"
     out.mkdir(parents=True, exist_ok=True)
-    _replace(path, as_json(atlas.report_data()).encode("utf-8", errors="replace"))
+    content = as_json(atlas.report_data()).encode("utf-8", errors="replace")
+    write_atomically(path, lambda partial: partial.write_bytes(content))
     return path
 
 
@@ -113,13 +113,15 @@ def _hit_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+
+    def write(partial: Path) -> None:
+        with partial.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows([_cell(value) for value in row] for row in rows)
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([_cell(value) for value in row] for row in rows)
-    partial.replace(path)
+    write_atomically(path, write)
 
 
 def _cell(value: Any) -> Any:
@@ -128,12 +130,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"  # a spreadsheet would run it
     return value
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content)
-    os.replace(partial, path)  # noqa: PTH105
 
 
 def _caption(data: ReportData, layer: LayerData, number: int, parts: int) -> list[str]:
@@ -156,12 +152,5 @@ def _plate(folder: Path, rows: Sequence[ChannelData], caption: Sequence[str]) ->
         except OSError as error:
             raise OnnxvizError(f"{folder / row.card.path}: the picture cannot be read: {error}") from error
         cards.append(card)
-    height, width = (max(card.shape[axis] for card in cards) for axis in (0, 1))
-    zoom = max(1, round(216 / height))
-    filled = []
-    for card in cards:
-        sheet = np.full((height, width, 3), render.GREY, np.uint8)
-        sheet[: card.shape[0], : card.shape[1]] = card
-        filled.append(sheet.repeat(zoom, 0).repeat(zoom, 1))
     names = [f"{row.index} {row.name}" if row.name else str(row.index) for row in rows]
-    return render.captioned(render.montage(filled, names), caption)
+    return render.captioned(render.montage(render.alike(cards, 216), names), caption)

@@ -118,16 +118,8 @@ def _write(plate: Plate, out: Path, slug: str, channel: int | None, style: Plate
 
 def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
     """All cards under their channels' numbers; cards of few hits are filled up with grey, small ones enlarged."""
-    height = max(card.shape[0] for card in cards.values())
-    width = max(card.shape[1] for card in cards.values())
-    zoom = max(1, round(144 / height))
-    filled = []
-    for card in cards.values():
-        sheet = np.full((height, width, 3), render.GREY, np.uint8)
-        sheet[: card.shape[0], : card.shape[1]] = card
-        filled.append(sheet.repeat(zoom, 0).repeat(zoom, 1))
     names = [f"{c} {one.names[c]}" if one.names else str(c) for c in cards]
-    return render.montage(filled, names)
+    return render.montage(render.alike(list(cards.values()), 144), names)
 
 
 def _cropped(projection: Array, box: tuple[int, int, int, int]) -> Array:

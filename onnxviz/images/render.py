@@ -19,6 +19,7 @@ __all__ = [
     "MAT",
     "OUTSIDE",
     "PALETTE",
+    "alike",
     "captioned",
     "crop",
     "encode",
@@ -193,6 +194,18 @@ def save(picture: Array, path: Path, *, lossless: bool = False, quality: int = 8
     """Write a picture as the format that the file's ending names: .webp, .png or .jpg."""
     kind = path.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
     path.write_bytes(encode(picture, kind, lossless=lossless, quality=quality))
+
+
+def alike(cards: Sequence[Array], height: int) -> list[Array]:
+    """Cards (h, w, 3) made one size, filled up with grey, and enlarged to about ``height`` where they are smaller."""
+    most, width = (max(card.shape[axis] for card in cards) for axis in (0, 1))
+    zoom = max(1, round(height / most))
+    filled = []
+    for card in cards:
+        sheet = np.full((most, width, 3), GREY, np.uint8)
+        sheet[: card.shape[0], : card.shape[1]] = card
+        filled.append(sheet.repeat(zoom, 0).repeat(zoom, 1))
+    return filled
 
 
 def montage(
