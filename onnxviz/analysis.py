@@ -23,11 +23,12 @@ from onnxviz.images.gallery import Gallery
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import Source, index_labels, open_source, read_labels
+from onnxviz.model.control import shuffled
 from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
-from onnxviz.pictures import SEEDS, draw_layer, wanted_maps
+from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
 from onnxviz.progress import Progress
 from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
@@ -47,7 +48,8 @@ def analyze(
     images: str | Path | Source | None = None,
     top: int = 9,
     channels: str | Sequence[int] | None = None,
-    method: str = "deconvnet",
+    method: str | Sequence[str] = "deconvnet",
+    control: bool = False,
     rank: str = "max",
     seed: str = "unit",
     overlap: str = "sum",
@@ -79,8 +81,9 @@ def analyze(
         images: a folder, image, archive or array file; None takes the built-in samples.
         top: images to keep for each channel.
         channels: which to show, as ``"0-15,40"`` or numbers; None is all.
-        method: ``deconvnet``, ``guided`` or ``gradient``; ``overlap``, ``lrn`` and ``activation`` are its
-            policies (`reverse.methods.make_method`).
+        method: ``deconvnet``, ``guided`` or ``gradient``; of several, the first is shown and the others are for
+            comparison. ``overlap``, ``lrn`` and ``activation`` are their policies (`reverse.methods.make_method`).
+        control: also project the same units in the same network with shuffled weights, by each method.
         rank: ``max``, ``sum`` or ``first`` (`forward.scan.RANKS`).
         seed: ``unit`` or ``map`` (`pictures.SEEDS`).
         engine: what computes projections (`reverse.project.ENGINES`).
@@ -98,7 +101,12 @@ def analyze(
     progress = progress or Progress()
     if seed not in SEEDS:
         raise UsageError(f"Seed {seed!r} is not known. Choose one of {', '.join(SEEDS)}.")
-    chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
+    methods = [
+        make_method(name, overlap=overlap, lrn=lrn, activation=activation)
+        for name in dict.fromkeys([method] if isinstance(method, str) else method)
+    ]
+    if not methods:
+        raise UsageError("No method is given. Name deconvnet, guided or gradient.")
     network, recipe = open_network(
         model,
         provider=provider,
@@ -116,7 +124,11 @@ def analyze(
         f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
     )
     found = network.select([layers] if isinstance(layers, str) else layers)
-    network.check(found, chosen)
+    for one in methods:
+        network.check(found, one)
+    networks = [network]
+    if control:
+        networks.append(_shuffled(network, found))
     pictured = [_pictured(layer, channels, progress) for layer in found]
     if isinstance(labels, str | Path):
         labels = read_labels(Path(labels))
@@ -168,22 +180,27 @@ def analyze(
             )
             for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True)
         ]
-        recorder = Recorder(network, gallery)
-        projectors = [network.projector(bare.layer, chosen, windows=seed == "unit") for bare in bare_layers]
-        recorder.keep(
-            [(p, wanted_maps(bare)) for p, bare in zip(projectors, bare_layers, strict=True)], progress
-        )
+        ways = []
+        for net in networks:
+            recorder = Recorder(net, gallery)
+            recorder.keep(
+                [
+                    (net.projector(bare.layer, one, windows=seed == "unit"), wanted_maps(bare))
+                    for bare in bare_layers
+                    for one in methods
+                ],
+                progress,
+            )
+            ways += [Way(net, recorder, one, control=net is not network) for one in methods]
         drawn = []
         for bare in bare_layers:
-            progress.start(f"Projecting {bare.layer}", bare.hits_shown, "hits")
+            progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
             drawn.append(
                 draw_layer(
-                    network,
                     bare,
-                    recorder,
+                    ways,
                     gallery,
                     recipe,
-                    chosen,
                     folder,
                     seed=seed,
                     montage=montage,
@@ -200,8 +217,9 @@ def analyze(
                 source,
                 result,
                 recipe,
-                chosen,
+                methods,
                 found,
+                control=control,
                 rank=rank,
                 seed=seed,
                 limit=limit,
@@ -268,6 +286,18 @@ def preprocess_for(
         std=std,
         bgr=bgr,
         size=size,
+    )
+
+
+def _shuffled(network: Network, layers: Sequence[Layer]) -> Network:
+    """The same network with shuffled weights."""
+    return Network(
+        shuffled(network.file, [layer.tensor for layer in layers]),
+        provider=network.provider,
+        size=network.size,
+        image=network.image.name,
+        engine=network.engine,
+        memory=network.memory,
     )
 
 

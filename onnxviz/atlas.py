@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
-from onnxviz.images.plates import PlateStyle
+from onnxviz.images.plates import PlateStyle, card_grid
 from onnxviz.model.layers import Layer, find_layer, find_layers
 from onnxviz.report.data import (
     ChannelData,
@@ -41,13 +41,24 @@ from onnxviz.report.data import (
     Related,
     ReportData,
     Sprite,
+    Variant,
 )
 
-__all__ = ["Atlas", "LayerAtlas", "channel_ranges", "channels_of", "slugs", "write_atomically"]
+__all__ = [
+    "Atlas",
+    "LayerAtlas",
+    "channel_ranges",
+    "channels_of",
+    "compared_path",
+    "picture_paths",
+    "plate_style",
+    "slugs",
+    "write_atomically",
+]
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = 3
+FORMAT = 4
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
@@ -189,10 +200,10 @@ class Atlas:
             paths += [self.filters.shared.path, self.filters.own.path]
         for one in self.layers:
             style = plate_style(one.layer, self.provenance.input_size)
-            if one.overall_hits:
-                paths += picture_paths(one.slug, None, style)
-            for channel in one.alive:
+            for channel in (*((None,) if one.overall_hits else ()), *one.alive):
                 paths += picture_paths(one.slug, channel, style)
+                if self.provenance.compared:
+                    paths.append(compared_path(one.slug, channel, style))
             if one.montage:
                 paths.append(one.montage)
         return paths
@@ -383,13 +394,18 @@ class Atlas:
 
     def _sprites(self, one: LayerAtlas, channel: int | None, hits: int) -> dict[str, Sprite | None]:
         if not hits:
-            return {"card": None, "strips": None}
-        style = plate_style(one.layer, self.provenance.input_size)
-        columns = math.ceil(math.sqrt(hits))
+            return {"card": None, "strips": None, "compared": None}
+        style, ways = plate_style(one.layer, self.provenance.input_size), len(self.provenance.compared)
+        rows, columns = card_grid(hits)
         card, strips = picture_paths(one.slug, channel, style)
+
+        def tiles(path: str, halves: int) -> Sprite:
+            return Sprite(path, rows, halves * columns, style.card_tile, style.pixelated)
+
         return {
-            "card": Sprite(card, math.ceil(hits / columns), 2 * columns, style.card_tile, style.pixelated),
+            "card": tiles(card, 2),
             "strips": Sprite(strips, 2, hits, style.strip_tile, style.pixelated),
+            "compared": tiles(compared_path(one.slug, channel, style), ways) if ways else None,
         }
 
 
@@ -431,8 +447,17 @@ def plate_style(layer: Layer, frame: tuple[int, int]) -> PlateStyle:
 
 def picture_paths(slug: str, channel: int | None, style: PlateStyle) -> tuple[str, str]:
     """Paths of a channel's card and strips, relative to the report; None is the row of all channels."""
-    stem = f"{PICTURES}/{slug}/{'all' if channel is None else f'{channel:05d}'}"
+    stem = _picture_stem(slug, channel)
     return stem + style.card_ending, f"{stem}-strips{style.strips_ending}"
+
+
+def compared_path(slug: str, channel: int | None, style: PlateStyle) -> str:
+    """The path of a channel's projections for comparison, likewise."""
+    return f"{_picture_stem(slug, channel)}-compared{style.card_ending}"
+
+
+def _picture_stem(slug: str, channel: int | None) -> str:
+    return f"{PICTURES}/{slug}/{'all' if channel is None else f'{channel:05d}'}"
 
 
 def slugs(layers: Sequence[Layer]) -> list[str]:
@@ -503,7 +528,11 @@ def _read_filters(entry: Mapping[str, Any] | None) -> FilterBank | None:
 
 
 def _read_provenance(entry: Mapping[str, Any]) -> Provenance:
-    return Provenance(**{name: _tuples(value) for name, value in entry.items()})
+    fields = {name: _tuples(value) for name, value in entry.items()}
+    fields["compared"] = tuple(
+        Variant(**{name: _tuples(value) for name, value in one.items()}) for one in entry["compared"]
+    )
+    return Provenance(**fields)
 
 
 def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> LayerAtlas:

@@ -185,7 +185,21 @@ def analyze(
     channels: Annotated[
         str | None, typer.Option(help="Channels to show, as 0-15,40.", show_default="all")
     ] = None,
-    method: MethodOption = "deconvnet",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="deconvnet, guided or gradient. Repeat it to compare: the first is shown, the others beside it.",
+            show_default="deconvnet",
+        ),
+    ] = None,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control",
+            help="Also project the same units with shuffled weights: what looks the same there says nothing of the "
+            "training.",
+        ),
+    ] = False,
     rank: Annotated[
         str,
         typer.Option(
@@ -245,7 +259,8 @@ def analyze(
                 images=images,
                 top=top,
                 channels=channels,
-                method=method,
+                method=method or "deconvnet",
+                control=control,
                 rank=rank,
                 seed=seed,
                 overlap=overlap,

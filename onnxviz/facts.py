@@ -15,7 +15,7 @@ from onnxviz.images.source import Source
 from onnxviz.model.graph import REAL_VALUES, ModelFile
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
-from onnxviz.report.data import DiagramNode, ModelData, Provenance
+from onnxviz.report.data import DiagramNode, ModelData, Provenance, Variant
 from onnxviz.reverse.engine import on_path
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.treatment import treatments
@@ -104,15 +104,18 @@ def provenance(
     source: Source,
     scan: Scan,
     preprocess: Preprocess,
-    method: Method,
+    methods: Sequence[Method],
     layers: Sequence[Layer],
     *,
+    control: bool,
     rank: str,
     seed: str,
     limit: int | None,
     command: str | None,
 ) -> Provenance:
-    """How the run came about."""
+    """How the run came about; ``control``: each method was used on shuffled weights, too."""
+    method, *others = methods
+    variants = [(one, False) for one in others] + [(one, True) for one in methods if control]
     data_set = source.description
     if limit is not None and limit < len(source.samples):
         data_set += f", the first {limit:,} of them"
@@ -131,6 +134,10 @@ def provenance(
         preprocess_origin=preprocess.origin,
         method=method.name,
         policies=(*method.policies, *_treated(network, method, layers)),
+        compared=tuple(
+            Variant(one.name, shuffled, (*one.policies, *_treated(network, one, layers)))
+            for one, shuffled in variants
+        ),
         ranking=_RANKING[rank],
         seed=_SEED[method.unit_seed, seed] + "; for all channels together, all their maps",
         provider={"cpu": "CPU", "cuda": "CUDA"}[network.provider],

@@ -503,7 +503,7 @@ class Network:
             if not made.batched and engine == "graph":
                 return self.projector(layer, method, windows=windows, engine="stages")
             # Those of one layer are kept: their graphs hold weights.
-            self._projectors = {k: v for k, v in self._projectors.items() if k[:2] == key[:2]}
+            self._projectors = {k: v for k, v in self._projectors.items() if k[0] == key[0]}
 
             def graph(plan: Plan) -> Any:
                 model = self._whole_graph(plan, layer, method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.atlas import LayerAtlas, picture_paths, plate_style
+from onnxviz.atlas import LayerAtlas, compared_path, picture_paths, plate_style
 from onnxviz.errors import ImageError, UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
-from onnxviz.images.plates import HitTiles, Plate, PlateStyle
+from onnxviz.images.plates import HitTiles, Picture, Plate, PlateStyle, side_by_side
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.model.layers import Layer
@@ -26,9 +26,10 @@ from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.project import Projector
 
-__all__ = ["SEEDS", "draw_layer", "project_image", "wanted_maps"]
+__all__ = ["SEEDS", "Way", "draw_layer", "project_image", "wanted_maps"]
 
 Array: TypeAlias = NDArray[Any]
+Box: TypeAlias = tuple[int, int, int, int]
 
 SEEDS = ("unit", "map")
 """Project the strongest unit alone, or its channel's whole map."""
@@ -59,13 +60,24 @@ def wanted_maps(one: LayerAtlas) -> list[Wanted]:
     return found + [Wanted(hit.image, channel) for channel in one.alive for hit in one.topk.hits(channel)]
 
 
+@dataclass(frozen=True)
+class Way:
+    """A way to project hits: the network, or the one with shuffled weights (``control``), and the method.
+
+    In the control a unit's own activation means nothing, and is often nought: it is seeded with 1.
+    """
+
+    network: Network
+    recorder: Recorder
+    method: Method
+    control: bool = False
+
+
 def draw_layer(
-    network: Network,
     one: LayerAtlas,
-    recorder: Recorder,
+    ways: Sequence[Way],
     gallery: Gallery,
     preprocess: Preprocess,
-    method: Method,
     out: Path,
     *,
     seed: str = "unit",
@@ -75,32 +87,39 @@ def draw_layer(
     """Draw every pictured channel of a layer, and the row of all channels, into ``out``.
 
     Args:
+        ways: how to project; what the others than the first give is for comparison.
         seed: one of `SEEDS`.
         montage: also write all cards as one PNG.
-        progress: called with the number of hits drawn since the last call.
+        progress: called with the number of projections drawn since the last call.
 
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
-    artist = _Artist(network, one, recorder, gallery, preprocess, method, seed, progress)
+    artist, *others = [_Artist(way, one, gallery, preprocess, seed, progress) for way in ways]
     (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
     overall, cards = one.overall, {}
     alive = one.alive
     with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
-        written = []
+
+        def write(channel: int | None, plate: Plate, compared: Sequence[Sequence[Picture]]) -> None:
+            written.append(pool.submit(_write, plate, compared, out, one.slug, channel, artist.style))
+
+        written: list[Future[None]] = []
         if one.overall_hits:
             overall, tiles = artist.overall()
-            written.append(pool.submit(_write, Plate.of(tiles), out, one.slug, None, artist.style))
-        step = max(1, _HITS_IN_MEMORY // one.topk.score.shape[1])
+            write(None, Plate.of(tiles), [other.overall_projections(overall) for other in others])
+        step = max(1, _HITS_IN_MEMORY // (one.topk.score.shape[1] * len(ways)))
         for start in range(0, len(alive), step):
             for future in written:
                 future.result()  # the encoders must not fall behind by more than one group
-            written = []
-            for channel, tiles in artist.channels(alive[start : start + step]):
+            written.clear()
+            group = alive[start : start + step]
+            compared = [other.projections(group) for other in others]
+            for channel, tiles in artist.channels(group):
                 plate = Plate.of(tiles)
                 if montage:
                     cards[channel] = plate.card
-                written.append(pool.submit(_write, plate, out, one.slug, channel, artist.style))
+                write(channel, plate, [of[channel] for of in compared])
         for future in written:
             future.result()
     path = None
@@ -110,10 +129,20 @@ def draw_layer(
     return replace(one, overall=overall, montage=path)
 
 
-def _write(plate: Plate, out: Path, slug: str, channel: int | None, style: PlateStyle) -> None:
+def _write(
+    plate: Plate,
+    compared: Sequence[Sequence[Picture]],
+    out: Path,
+    slug: str,
+    channel: int | None,
+    style: PlateStyle,
+) -> None:
     card, strips = picture_paths(slug, channel, style)
     render.save(plate.card, out / card, lossless=True, quality=_CARD_QUALITY)
     render.save(plate.strips, out / strips, quality=_CARD_QUALITY)
+    if compared:
+        path = out / compared_path(slug, channel, style)
+        render.save(side_by_side(compared), path, lossless=True, quality=_CARD_QUALITY)
 
 
 def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
@@ -128,49 +157,68 @@ def _cropped(projection: Array, box: tuple[int, int, int, int]) -> Array:
 
 
 class _Artist:
-    """Projects and draws hits of one layer."""
+    """Projects and draws hits of one layer in one way."""
 
     def __init__(
         self,
-        network: Network,
+        way: Way,
         one: LayerAtlas,
-        recorder: Recorder,
         gallery: Gallery,
         preprocess: Preprocess,
-        method: Method,
         seed: str,
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.network, self.one, self.layer, self.recorder = network, one, one.layer, recorder
-        self.gallery, self.preprocess, self.method, self.seed = gallery, preprocess, method, seed
-        self.style = plate_style(one.layer, network.size)
+        self.network, self.recorder, self.control = way.network, way.recorder, way.control
+        self.one, self.layer = one, one.layer
+        self.gallery, self.preprocess, self.seed = gallery, preprocess, seed
+        self.method = way.method
+        self.unit_method = replace(way.method, unit_seed=True) if way.control else way.method
+        self.style = plate_style(one.layer, self.network.size)
         self.progress = progress or (lambda count: None)
 
     def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
         """Tiles of each channel's hits, best first. Each image is run forward once for all of them."""
-        wanted = [_Wanted(c, place, hit) for c in channels for place, hit in enumerate(self.one.topk.hits(c))]
         drawn: dict[int, dict[int, HitTiles]] = {c: {} for c in channels}
-        for item, tiles in self._draw(wanted):
+        for item, projection, activation, box in self._draw(channels):
             assert item.channel is not None
-            drawn[item.channel][item.place] = tiles
+            drawn[item.channel][item.place] = self._tiles(item.hit.image, projection, activation, box)
         for channel in channels:
             yield channel, [tiles for _, tiles in sorted(drawn[channel].items(), key=lambda entry: entry[0])]
 
+    def projections(self, channels: Sequence[int]) -> dict[int, list[Picture]]:
+        """The projections of each channel's hits alone, best first."""
+        drawn: dict[int, dict[int, Picture]] = {c: {} for c in channels}
+        for item, projection, _, _ in self._draw(channels):
+            assert item.channel is not None
+            drawn[item.channel][item.place] = self._projection(projection)
+        return {channel: [tile for _, tile in sorted(tiles.items())] for channel, tiles in drawn.items()}
+
     def overall(self) -> tuple[TopK, list[HitTiles]]:
         """Tiles of the images that excite the layer as a whole, and where each is strongest."""
-        hits = self.one.overall_hits
         tiles: dict[int, HitTiles] = {}
         y, x = self.one.overall.y.copy(), self.one.overall.x.copy()
-        for item, made, at in self._draw_overall(
-            [_Wanted(None, place, hit) for place, hit in enumerate(hits)]
-        ):
-            tiles[item.place] = made
+        for item, projection, mean in self._draw_overall():
+            at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
+            box = self.layer.box(at[0], at[1])
+            tiles[item.place] = self._tiles(item.hit.image, _cropped(projection, box), mean, box)
             y[0, item.place], x[0, item.place] = at
-        return replace(self.one.overall, y=y, x=x), [tiles[place] for place in range(len(hits))]
+        return replace(self.one.overall, y=y, x=x), [tile for _, tile in sorted(tiles.items())]
 
-    def _draw(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles]]:
+    def overall_projections(self, overall: TopK) -> list[Picture]:
+        """The projections of these images alone, in the places that another way found them strongest."""
+        tiles: dict[int, Picture] = {}
+        hits = overall.hits(0)
+        for item, projection, _ in self._draw_overall():
+            box = self.layer.box(hits[item.place].y, hits[item.place].x)
+            tiles[item.place] = self._projection(_cropped(projection, box))
+        return [tile for _, tile in sorted(tiles.items())]
+
+    def _draw(self, channels: Sequence[int]) -> Iterator[tuple[_Wanted, Array, Array, Box]]:
+        """Each hit of the channels, in any order: its projection (C, h, w), its map and its field."""
+        wanted = [_Wanted(c, place, hit) for c in channels for place, hit in enumerate(self.one.topk.hits(c))]
         windows = self.seed == "unit"
-        projector = self.network.projector(self.layer, self.method, windows=windows)
+        method = self.unit_method if windows else self.method
+        projector = self.network.projector(self.layer, method, windows=windows)
         for images, items in self._by_image(wanted, self.recorder.images_at_once(projector)):
             recording = self.recorder.recording(projector, images)
             row_of = {image: row for row, image in enumerate(images)}
@@ -183,14 +231,12 @@ class _Artist:
                 parts = projector.units_in_parts(recording, units, own)
             else:
                 assert own is not None
-                channels = np.array([item.channel for item in items])
-                parts = self._whole_maps(projector, recording, rows, channels, own)
+                chosen = np.array([item.channel for item in items])
+                parts = self._whole_maps(projector, recording, rows, chosen, own)
             for part, (pixels, maps) in parts:
                 for item, projection, activation in zip(items[part], pixels, maps, strict=True):
                     box = self.layer.box(item.hit.y, item.hit.x)
-                    if not windows:
-                        projection = _cropped(projection, box)
-                    yield item, self._tiles(item.hit.image, projection, activation, box)
+                    yield item, projection if windows else _cropped(projection, box), activation, box
                 self.progress(len(pixels))
 
     def _whole_maps(
@@ -209,7 +255,9 @@ class _Artist:
             return np.ones_like(maps)
         return np.maximum(maps, 0) if self.method.rectified_maps else maps
 
-    def _draw_overall(self, wanted: Sequence[_Wanted]) -> Iterator[tuple[_Wanted, HitTiles, tuple[int, int]]]:
+    def _draw_overall(self) -> Iterator[tuple[_Wanted, Array, Array]]:
+        """Each image of the row of all channels: its projection on the frame, and the mean of its positive maps."""
+        wanted = [_Wanted(None, place, hit) for place, hit in enumerate(self.one.overall_hits)]
         projector = self.network.projector(self.layer, self.method, windows=False)
         for images, items in self._by_image(wanted, self.recorder.images_at_once(projector)):
             recording = self.recorder.recording(projector, images)
@@ -222,11 +270,7 @@ class _Artist:
             found = projector.maps(self._seeded(maps), recording, rows)
             pixels = self.network.image.to_nchw(found)
             for item, own, projection in zip(items, maps, pixels, strict=True):
-                mean = np.maximum(own, 0).mean(0)
-                at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
-                box = self.layer.box(at[0], at[1])
-                cropped = _cropped(projection, box)
-                yield item, self._tiles(item.hit.image, cropped, mean, box), (at[0], at[1])
+                yield item, projection, np.maximum(own, 0).mean(0)
             self.progress(len(items))
 
     def _by_image(self, wanted: Sequence[_Wanted], step: int) -> Iterator[tuple[list[int], list[_Wanted]]]:
@@ -238,6 +282,12 @@ class _Artist:
         for start in range(0, len(images), step):
             chunk = images[start : start + step]
             yield chunk, [item for image in chunk for item in groups[image]]
+
+    def _projection(self, projection: Array) -> Picture:
+        if self.control:
+            # Weights in random order need not keep values in range.
+            projection = np.nan_to_num(projection, nan=0, posinf=0, neginf=0)
+        return self.style.projection(self.preprocess.display(projection))
 
     def _tiles(
         self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]

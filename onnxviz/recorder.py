@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxviz.images.gallery import Gallery
 from onnxviz.model.graph import Node
+from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.progress import Progress
 from onnxviz.reverse.engine import Recording
@@ -62,10 +63,10 @@ class Recorder:
         records = dict.fromkeys(name for p, _ in shared for name in p.plan.records)
         pools: dict[str, Node] = {node.output: node for p, _ in shared for node in p.pools}
         tensors = dict.fromkeys((*records, *(p.layer.tensor for p, _ in shared)))
-        by_image: dict[int, list[tuple[Projector, Wanted]]] = {}
+        by_image: dict[int, dict[tuple[str, Wanted], Layer]] = {}
         for projector, wanted in shared:
             for one in wanted:
-                by_image.setdefault(one.image, []).append((projector, one))
+                by_image.setdefault(one.image, {})[projector.layer.tensor, one] = projector.layer
         step = min(p.images_at_once for p, _ in shared)
         step = max(1, step // len(shared)) if records else step
         progress.start("Recording", len(images), "images")
@@ -80,8 +81,7 @@ class Recorder:
                     self._values[name, image] = recording.values[name][row].copy()
                 for name in pools:
                     self._switches[name, image] = recording.switches[name][row].copy()
-                for projector, one in by_image[image]:
-                    layer = projector.layer
+                for (_, one), layer in by_image[image].items():
                     maps = np.transpose(recording.values[layer.tensor], layer.order)[row]
                     own = maps if one.channel is None else maps[one.channel]
                     self._maps[layer.tensor, image, one.channel] = own.astype(np.float32)
@@ -97,10 +97,11 @@ class Recorder:
         pools = {node.output for p, _ in shared for node in p.pools}
         total = images * sum(4 * math.prod(shapes[name][1:]) for name in records)
         total += images * sum(math.prod(shapes[name][1:]) for name in pools)
-        for projector, wanted in shared:
-            area = 4 * math.prod(projector.layer.size)
-            total += sum(area * (projector.layer.channels if one.channel is None else 1) for one in wanted)
-        return total
+        maps = {(p.layer.tensor, one): p.layer for p, wanted in shared for one in wanted}
+        return total + sum(
+            4 * math.prod(layer.size) * (layer.channels if one.channel is None else 1)
+            for (_, one), layer in maps.items()
+        )
 
     def images_at_once(self, projector: Projector) -> int:
         """For how many images to ask at once."""

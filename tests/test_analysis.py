@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -24,6 +25,8 @@ from onnxviz.errors import (
 )
 from onnxviz.images.render import crop, projection_rgb
 from onnxviz.images.source import Sample, Source
+from onnxviz.model.control import shuffled
+from onnxviz.model.graph import ModelFile
 from onnxviz.progress import Progress
 from tests.converters import synthetic
 from tests.light import NAMES, write_light
@@ -413,6 +416,94 @@ def test_the_seed_can_be_the_whole_map(job, tmp_path, layer):
         assert np.abs(_card(atlas, layer, channel)[0][0].astype(int) - drawn).max() <= 1
     assert "whole map" in atlas.provenance.seed
     assert "strongest unit" in unit.provenance.seed
+
+
+def _compared(atlas, layer, channel) -> list[list[np.ndarray]]:
+    """For each of the ways compared with, the projections of a channel's hits."""
+    (found,) = (one for one in atlas.report_data().layers if one.slug == atlas[layer].slug)
+    row = found.all_channels if channel is None else next(r for r in found.rows if r.index == channel)
+    with Image.open(atlas.folder / row.compared.path) as image:
+        sheet = np.asarray(image.convert("RGB"))
+    height, width = row.compared.tile
+    assert sheet.shape[:2] == (height * row.compared.rows, width * row.compared.columns)
+    columns = row.card.columns // 2
+    return [
+        [
+            sheet[y * height : (y + 1) * height, x * width : (x + 1) * width]
+            for y, x in ((n // columns, way * columns + n % columns) for n in range(len(row.hits)))
+        ]
+        for way in range(len(atlas.provenance.compared))
+    ]
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 40 << 10])
+@pytest.mark.parametrize("seed", ["unit", "map"])
+def test_several_methods_are_compared(job, tmp_path, seed, memory):
+    """Each method beside the first shows what a run with that method alone shows, of the row of all channels too."""
+    model, _, images, _ = job
+    options = {"layers": ["relu1", "conv2"], "channels": "0-2", "preprocess": "raw", "seed": seed}
+    methods = ["guided", "gradient", "deconvnet", "guided"]
+    atlas = _run(model, images, tmp_path / "all", method=methods, memory=memory, **options)
+    assert atlas.provenance.method == "guided"
+    assert [(one.method, one.control) for one in atlas.provenance.compared] == [
+        ("gradient", False),
+        ("deconvnet", False),
+    ]
+    for number, method in enumerate(["guided", "gradient", "deconvnet"]):
+        alone = _run(model, images, tmp_path / method, method=method, **options)
+        assert alone.provenance.compared == ()
+        for layer in ("relu1", "conv2"):
+            for channel in (None, *alone[layer].alive):
+                expected = [projection for projection, _ in _card(alone, layer, channel)]
+                if number:
+                    found = _compared(atlas, layer, channel)[number - 1]
+                else:
+                    found = [projection for projection, _ in _card(atlas, layer, channel)]
+                for one, other in zip(found, expected, strict=True):
+                    assert np.abs(one.astype(int) - other).max() <= 1
+    again = onnxviz.Atlas.load(atlas.save(tmp_path / "saved"))
+    assert again.report_data() == atlas.report_data()
+    page = again.report(tmp_path / "again")
+    assert (page.parent / "layers" / atlas["conv2"].slug / "compare.html").is_file()
+
+
+def test_the_control_is_the_network_with_the_weights_in_another_order(job, tmp_path):
+    """The same units, from a seed of 1, in a file written here with the same order."""
+    model, x, images, _ = job
+    options = {"layers": ["conv2"], "preprocess": "raw", "method": ["gradient", "deconvnet"]}
+    atlas = _run(model, images, tmp_path / "out", control=True, **options)
+    assert [(one.method, one.control) for one in atlas.provenance.compared] == [
+        ("deconvnet", False),
+        ("gradient", True),
+        ("deconvnet", True),
+    ]
+    proto = onnx.load(model)
+    own = shuffled(ModelFile(model), ["conv2"])
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(own.initializers[tensor.name])
+    net = onnxviz.load(write(tmp_path / "shuffled.onnx", proto), provider="cpu")
+    one, differ = atlas["conv2"], 0
+    for channel in one.alive[:4]:
+        hits = one.topk.hits(channel)
+        found = _compared(atlas, "conv2", channel)
+        for rank, hit in enumerate(hits):
+            picture = x[hit.image][None]
+            seed = np.zeros((1, one.layer.channels, *one.layer.size), np.float32)
+            seed[0, channel, hit.y, hit.x] = 1
+            for method, way in (("gradient", 1), ("deconvnet", 2)):
+                whole = net.vjp({"x": picture}, {"conv2": seed}, method=method)["x"][0]
+                part = crop(whole.transpose(1, 2, 0), one.layer.box(hit.y, hit.x), fill=0)
+                assert np.abs(found[way][rank].astype(int) - projection_rgb(part)).max() <= 1
+            differ += np.abs(found[2][rank].astype(int) - found[0][rank]).max() > 20
+    assert differ > 20
+
+
+def test_a_control_needs_weights(tmp_path):
+    model = write(tmp_path / "m.onnx", build([node("Relu", "x", "y")]))
+    heard = Heard()
+    with pytest.raises(UsageError, match="no weights to shuffle"):
+        analyze(model, layers=["y"], control=True, progress=heard, provider="cpu")
+    assert heard.phases == []
 
 
 def test_images_in_their_own_order(job, tmp_path):

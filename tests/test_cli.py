@@ -87,6 +87,7 @@ OPTIONS = {
         "--top": "9",
         "--channels": "all",
         "--method": "deconvnet",
+        "--control": None,
         "--rank": "max",
         "--seed": "unit",
         "--overlap": "sum",

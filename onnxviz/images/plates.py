@@ -19,7 +19,7 @@ from PIL import Image
 from onnxviz.images import render
 from onnxviz.images.fitting import inscribed
 
-__all__ = ["HitTiles", "Plate", "PlateStyle"]
+__all__ = ["HitTiles", "Plate", "PlateStyle", "card_grid", "side_by_side"]
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
@@ -97,10 +97,14 @@ class PlateStyle:
         """
         cells = render.heatmap(activation)
         return HitTiles(
-            projection=_drawn(projection, self.card_tile),
+            projection=self.projection(projection),
             patch=_scaled(render.crop(image, box), self.card_tile),
             maps=(self._map(cells, box, self.field), self._map(cells, (0, 0, *self.frame), self.frame)),
         )
+
+    def projection(self, projection: Array) -> Picture:
+        """Draw a projection (h, w, 3 or 1), float, as a tile of the card."""
+        return _drawn(projection, self.card_tile)
 
     def _map(self, cells: Picture, box: tuple[int, int, int, int], shape: tuple[int, int]) -> Picture:
         """The part of a map that lies over ``box``, of that shape, mounted in a strip's tile."""
@@ -174,6 +178,18 @@ def _shrunk(picture: Array, size: tuple[int, int]) -> Array:
     return np.moveaxis(small.reshape(count, *size), 0, 2)
 
 
+def card_grid(hits: int) -> tuple[int, int]:
+    """Rows and columns of one half of a card with so many hits: as nearly square as can be."""
+    columns = math.ceil(math.sqrt(hits))
+    return math.ceil(hits / columns), columns
+
+
+def side_by_side(groups: Sequence[Sequence[Picture]]) -> Picture:
+    """Groups of as many tiles of one size, each laid out as a half of a card, in one picture (H, W, 3)."""
+    rows, columns = card_grid(len(groups[0]))
+    return np.concatenate([render.grid(tiles, columns, rows=rows) for tiles in groups], axis=1)
+
+
 @dataclass(frozen=True)
 class Plate:
     """The finished pictures of one channel, and how they are divided.
@@ -189,15 +205,11 @@ class Plate:
     @classmethod
     def of(cls, hits: Sequence[HitTiles]) -> Plate:
         """Lay hits out: projections beside patches in a square-ish grid; strips with one column a hit."""
-        columns = math.ceil(math.sqrt(len(hits)))
-        rows = math.ceil(len(hits) / columns)
-        halves = [
-            render.grid(tiles, columns, rows=rows)
-            for tiles in ([hit.projection for hit in hits], [hit.patch for hit in hits])
-        ]
+        rows, columns = card_grid(len(hits))
+        card = side_by_side([[hit.projection for hit in hits], [hit.patch for hit in hits]])
         strips = [np.concatenate(tiles, axis=1) for tiles in zip(*(hit.maps for hit in hits), strict=True)]
         return cls(
-            np.concatenate(halves, axis=1),
+            card,
             np.concatenate(strips),
             (rows, 2 * columns),
             (len(strips), len(hits)),

@@ -267,6 +267,15 @@ class ModelFile:
         other = copy.copy(self)
         return other if other._inline(values, shapes or {}) else self
 
+    def with_weights(self, values: Mapping[str, np.ndarray]) -> ModelFile:
+        """The model with other values for some stored tensors, of the same shapes and types."""
+        other = copy.copy(self)
+        other.initializers = self.initializers | {
+            name: numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in values.items()
+        }
+        other.constants = Constants(other)
+        return other
+
     def _inline(self, known: Mapping[str, np.ndarray], shapes: Mapping[str, Shape] | None) -> bool:
         """Write out what can be, until nothing is left; False if there was nothing.
 

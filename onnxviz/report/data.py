@@ -21,6 +21,7 @@ __all__ = [
     "Related",
     "ReportData",
     "Sprite",
+    "Variant",
 ]
 
 
@@ -86,8 +87,8 @@ class ChannelData:
 
     ``card`` is one picture: a square-ish grid of projections beside the same grid of patches, both in rank
     order, row by row (for nine hits: 3×3 | 3×3, 3 rows and 6 columns; with fewer hits the last tiles are
-    blank). ``strips`` has one column a hit and two rows, in the order of ``STRIP_ROWS``. Both are None for a
-    dead channel.
+    blank). ``strips`` has one column a hit and two rows, in the order of ``STRIP_ROWS``. ``compared`` has a grid
+    of projections, as the card's, for each of `Provenance.compared`, side by side. All are None for a dead channel.
     """
 
     index: int | None
@@ -103,6 +104,7 @@ class ChannelData:
     hits: tuple[HitData, ...]
     card: Sprite | None
     strips: Sprite | None
+    compared: Sprite | None
 
 
 STRIP_ROWS = ("map_field", "map_whole")
@@ -193,6 +195,15 @@ class ModelData:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """One more way in which the hits were projected: another method, or one with shuffled weights (``control``)."""
+
+    method: str
+    control: bool
+    policies: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How the report came about."""
 
@@ -208,6 +219,9 @@ class Provenance:
     preprocess_origin: str
     method: str
     policies: tuple[tuple[str, str], ...]  # ("overlapping pools", "sum"), …
+    compared: tuple[
+        Variant, ...
+    ]  # other methods first, then the controls, that of `method` before the others
     ranking: str
     seed: str
     provider: str

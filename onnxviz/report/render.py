@@ -4,6 +4,7 @@ index.html                    the network, its layers, where everything came fro
 layers/<slug>/index.html      a layer: a wall of channels
 layers/<slug>/all.html        all channels together
 layers/<slug>/c0007.html      a channel: its hits, six pictures each
+layers/<slug>/compare.html    all its channels by several methods, if the run made several
 report.json                   the same facts
 static/                       style and script, named after their content
 """
@@ -55,7 +56,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     folder.expect(
         f"layers/{layer.slug}/{page}"
         for layer in data.layers
-        for page in ("index.html", *(page_of(channel) for channel in _channels(layer)))
+        for page in (*_walls(data), *(page_of(channel) for channel in _channels(layer)))
     )
     for path, content in static.values():
         folder.write(path, content)
@@ -76,18 +77,19 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
                 rows=rows,
             )
             folder.write(f"layers/{layer.slug}/{page_of(channel)}", text)
-        text = layer_page.render(
-            root="../../",
-            layer=layer,
-            previous=before,
-            following=after,
-            alive=[channel for channel in layer.rows if not channel.dead],
-            dead=[channel for channel in layer.rows if channel.dead],
-            labels=sorted(
-                {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
-            ),
-        )
-        folder.write(f"layers/{layer.slug}/index.html", text)
+        labels = {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
+        for name in _walls(data):
+            text = layer_page.render(
+                root="../../",
+                page=name,
+                layer=layer,
+                previous=before,
+                following=after,
+                alive=[channel for channel in layer.rows if not channel.dead],
+                dead=[channel for channel in layer.rows if channel.dead],
+                labels=sorted(labels),
+            )
+            folder.write(f"layers/{layer.slug}/{name}", text)
     folder.write("report.json", as_json(data))
     index = environment.get_template("index.html")
     folder.write(
@@ -111,6 +113,33 @@ def as_json(data: ReportData) -> str:
 def page_of(channel: ChannelData) -> str:
     """Return the name of a channel's page in its layer's folder."""
     return "all.html" if channel.index is None else f"c{channel.index:04d}.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparison:
+    """What the pages compare: ``rows`` have a title, and for each method the half of a channel's pictures to show.
+
+    None is the card's own half, a number one of `ChannelData.compared`.
+    """
+
+    methods: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[int | None, ...]], ...]
+
+
+def _comparison(data: ReportData) -> _Comparison | None:
+    compared = data.provenance.compared
+    if not compared:
+        return None
+    others = [number for number, one in enumerate(compared) if not one.control]
+    controls = tuple(number for number, one in enumerate(compared) if one.control)
+    methods = (data.provenance.method, *(compared[number].method for number in others))
+    rows = [("trained weights", (None, *others))] + ([("shuffled weights", controls)] if controls else [])
+    return _Comparison(methods, tuple(rows))
+
+
+def _walls(data: ReportData) -> tuple[str, ...]:
+    """The pages of a layer that show all its channels."""
+    return ("index.html", "compare.html") if data.provenance.compared else ("index.html",)
 
 
 def _check(data: ReportData) -> None:
@@ -156,6 +185,7 @@ def _environment(data: ReportData, static: dict[str, str]) -> Environment:
         place=shown.place,
         part=shown.part,
         page_of=page_of,
+        comparison=_comparison(data),
     )
     return environment
 
@@ -173,7 +203,11 @@ def _pictures(data: ReportData) -> Iterator[str]:
         if layer.montage is not None:
             yield layer.montage
         for channel in _channels(layer):
-            yield from (sprite.path for sprite in (channel.card, channel.strips) if sprite is not None)
+            yield from (
+                sprite.path
+                for sprite in (channel.card, channel.strips, channel.compared)
+                if sprite is not None
+            )
             yield from (hit.thumbnail for hit in channel.hits)
 
 

@@ -25,11 +25,23 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, Path]:
     return data, out
 
 
+COMPARED = (("guided", False), ("gradient", False), ("deconvnet", True), ("guided", True), ("gradient", True))
+
+
+@pytest.fixture(scope="session")
+def comparing(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, Path]:
+    """Return a report that compares three methods, each with shuffled weights too."""
+    out = tmp_path_factory.mktemp("comparing")
+    data = make_report(out, layers=2, channels=8, compared=COMPARED)
+    write_report(data, out)
+    return data, out
+
+
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReportData, Path]:
     """Return a report whose every name tries to break out of the page."""
     out = tmp_path_factory.mktemp("hostile 100%#")
-    data = make_report(out, layers=3, channels=8, hostile=True)
+    data = make_report(out, layers=3, channels=8, hostile=True, compared=COMPARED)
     write_report(data, out)
     return data, out
 

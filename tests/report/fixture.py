@@ -24,6 +24,7 @@ from onnxviz.report.data import (
     Related,
     ReportData,
     Sprite,
+    Variant,
 )
 
 HOSTILE = (
@@ -156,8 +157,12 @@ def make_report(
     hostile: bool = False,
     diagram: tuple[DiagramNode, ...] | None = None,
     photos: Path | None = None,
+    compared: Sequence[tuple[str, bool]] = (),
 ) -> ReportData:
-    """Paint pictures into ``out`` and return data that refers to them; the last layer is a vector."""
+    """Paint pictures into ``out`` and return data that refers to them; the last layer is a vector.
+
+    ``compared``: methods to compare with, and whether with shuffled weights.
+    """
     rng = np.random.default_rng(7)
     out.mkdir(parents=True, exist_ok=True)
     (out / "pictures").mkdir(exist_ok=True)
@@ -173,7 +178,7 @@ def make_report(
         nodes[i] = DiagramNode(**{**vars(nodes[i]), "slug": slug})
         vector = layers > 1 and place == len(chosen) - 1
         field = FRAME if vector else min(FRAME, 11 + 40 * place)
-        painter = _Painter(rng, images, out, slug, field, top)
+        painter = _Painter(rng, images, out, slug, field, top, len(compared))
         rows = [painter.channel(c, dead=c % 17 == 5, hostile=hostile, named=vector) for c in range(channels)]
         rows = [
             row
@@ -238,6 +243,7 @@ def make_report(
             preprocess_origin="the model's metadata",
             method="deconvnet",
             policies=(("overlapping pools", "sum"), ("LRN", "identity"), ("other activations", "rectify")),
+            compared=tuple(Variant(method, control, (("LRN", "identity"),)) for method, control in compared),
             ranking="max",
             seed="unit",
             provider="CPU",
@@ -271,8 +277,16 @@ class _Painter:
     """Paints the pictures of one layer's channels."""
 
     def __init__(
-        self, rng: np.random.Generator, images: list[np.ndarray], out: Path, slug: str, field: int, top: int
+        self,
+        rng: np.random.Generator,
+        images: list[np.ndarray],
+        out: Path,
+        slug: str,
+        field: int,
+        top: int,
+        compared: int,
     ) -> None:
+        self.compared = compared
         self.rng, self.images, self.out, self.slug, self.field, self.top = rng, images, out, slug, field, top
         self.tile = 11 if field <= 11 else 72
 
@@ -286,7 +300,7 @@ class _Painter:
         if dead:
             none = Histogram(-2.0, -0.0421, (1, 5, 9, 3))
             return ChannelData(
-                index, name, True, -0.0421, -1.2, 0.0, float("nan"), none, (), (), (), None, None
+                index, name, True, -0.0421, -1.2, 0.0, float("nan"), none, (), (), (), None, None, None
             )
         count = self.top if index is None else max(1, self.top - (index % 4 == 3) * 4)
         angle, frequency, colour = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9), rng.normal(size=3)
@@ -331,6 +345,10 @@ class _Painter:
         stem = f"pictures/{self.slug}-{'all' if index is None else index}"
         Image.fromarray(np.concatenate(halves, axis=1)).save(self.out / f"{stem}-card.png")
         Image.fromarray(strips).save(self.out / f"{stem}-strips.webp", quality=85)
+        ways, tiles = self.compared, (self.tile, self.tile)
+        if ways:
+            sheet = np.concatenate([np.roll(halves[0], 40 * way, axis=2) for way in range(ways)], axis=1)
+            Image.fromarray(sheet).save(self.out / f"{stem}-compared.png")
         return ChannelData(
             index=index,
             name=name,
@@ -350,6 +368,9 @@ class _Painter:
             hits=tuple(hits),
             card=Sprite(f"{stem}-card.png", card_rows, 2 * side, (self.tile, self.tile), self.tile < 32),
             strips=Sprite(f"{stem}-strips.webp", 2, count, (72, 72), self.field < 32),
+            compared=Sprite(f"{stem}-compared.png", card_rows, ways * side, tiles, self.tile < 32)
+            if ways
+            else None,
         )
 
 

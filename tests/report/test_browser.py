@@ -89,10 +89,10 @@ def kinds(rendered: Rendered) -> list[Path]:
     """One page of each kind."""
     data, out = rendered
     folder = out / "layers" / data.layers[1].slug
-    return [
-        out / "index.html",
-        *(folder / name for name in ("index.html", "all.html", "c0001.html", "c0005.html")),
-    ]
+    names = ["index.html", "all.html", "c0001.html", "c0005.html"]
+    if data.provenance.compared:
+        names.append("compare.html")
+    return [out / "index.html", *(folder / name for name in names)]
 
 
 @pytest.mark.parametrize("name", ["report", "hostile"])
@@ -283,6 +283,73 @@ def test_each_picture_shows_its_own_tile(visit: Any, tmp_path: Path, top: int) -
         grey = np.abs(shot - 128).max(axis=2) <= 3
         assert (found == inside).mean() > 0.96, rank
         assert (grey == ~inside).mean() > 0.96, rank
+
+
+def test_compared_pictures_show_their_own_tiles(visit: Any, tmp_path: Path) -> None:
+    """As above: every tile of both files has a colour of its own."""
+    methods = (
+        ("guided", False),
+        ("gradient", False),
+        ("deconvnet", True),
+        ("guided", True),
+        ("gradient", True),
+    )
+    data = make_report(tmp_path, layers=1, channels=1, compared=methods)
+    channel = data.layers[0].rows[0]
+    assert channel.card is not None and channel.compared is not None
+    for sprite, blue in ((channel.card, 40), (channel.compared, 200)):
+        sheet = np.zeros((sprite.rows, sprite.columns, 3), np.uint8)
+        sheet[..., 0] = 20 + 40 * np.arange(sprite.rows)[:, None]
+        sheet[..., 1], sheet[..., 2] = 20 + 12 * np.arange(sprite.columns), blue
+        pixels = sheet.repeat(sprite.tile[0], 0).repeat(sprite.tile[1], 1)
+        Image.fromarray(pixels).save(tmp_path / sprite.path)
+    write_report(data, tmp_path)
+    folder = tmp_path / "layers" / data.layers[0].slug
+    # Patch, projection, two methods; below: three methods with shuffled weights. The half of which file it is:
+    halves = [(40, 1), (40, 0), (200, 0), (200, 1), (200, 2), (200, 3), (200, 4)]
+    page = visit().open(folder / "c0000.html")
+    for rank in range(len(channel.hits)):
+        tiles = page.locator(".compared figure").nth(rank).locator(".tile")
+        assert tiles.count() == len(halves)
+        row, column = divmod(rank, 3)
+        for number, (blue, half) in enumerate(halves):
+            tile = tiles.nth(number)
+            tile.scroll_into_view_if_needed()
+            page.wait_for_function("(e) => e.querySelector('img').complete", arg=tile.element_handle())
+            middle = _shot(tile)[3:-3, 3:-3].reshape(-1, 3)
+            assert np.abs(middle - (20 + 40 * row, 20 + 12 * (column + 3 * half), blue)).max() <= 3
+    page = visit().open(folder / "compare.html")
+    page.add_style_tag(content=".half::after { display: none }")
+    shown = page.locator("#wall li").first.locator(".half")
+    assert shown.count() == len(halves)
+    for number, (blue, half) in enumerate(halves):
+        shot = _shot(shown.nth(number))
+        height, width = shot.shape[:2]
+        for row, column in np.ndindex(3, 3):
+            middle = shot[int((row + 0.5) * height / 3), int((column + 0.5) * width / 3)]
+            assert np.abs(middle - (20 + 40 * row, 20 + 12 * (column + 3 * half), blue)).max() <= 3
+
+
+def test_from_the_wall_of_methods_to_a_channels_and_back(visit: Any, comparing: Rendered) -> None:
+    data, out = comparing
+    layer = data.layers[0]
+    page = visit().open(out / "layers" / layer.slug / "index.html")
+    page.get_by_role("link", name="Methods compared").click()
+    page.wait_for_url("**/compare.html")
+    assert page.locator("#wall > li:visible").count() == sum(not row.dead for row in layer.rows)
+    page.locator("#filter").fill("2")
+    assert page.locator("#wall > li:visible").count() == 1
+    page.locator("#wall > li:visible a").click()
+    page.wait_for_url("**/c0002.html#compare")
+    assert page.locator("#compare").is_visible()
+    assert [e.inner_text() for e in page.locator(".compared li").first.locator(".col").all()] == [
+        *("patch", "deconvnet", "guided", "gradient")
+    ]
+    assert page.locator(".compared li").first.locator(".side").inner_text() == "shuffled weights"
+    page.go_back()
+    page.wait_for_url("**/compare.html*")
+    page.keyboard.press("u")
+    page.wait_for_url("**/index.html*")
 
 
 def test_the_diagram_scrolls_in_its_own_box(visit: Any, report: Rendered) -> None:

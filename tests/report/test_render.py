@@ -224,6 +224,23 @@ def test_the_index_shows_the_first_filters(report: Rendered) -> None:
     assert {f"layers/{first.slug}/{page_of(row)}" for row in first.rows} <= set(page.references)
 
 
+def test_methods_are_compared_where_the_run_made_several(report: Rendered, comparing: Rendered) -> None:
+    for (data, out), number in ((report, 0), (comparing, 7)):
+        layer = data.layers[0]
+        folder = out / "layers" / layer.slug
+        assert (folder / "compare.html").exists() is bool(number)
+        for channel in layer.rows:
+            text = (folder / page_of(channel)).read_text(encoding="utf-8")
+            _, found, section = text.partition('id="compare"')
+            assert bool(found) is (bool(number) and not channel.dead)
+            if found:
+                section = section.partition("</section>")[0]
+                assert section.count("<img") == number * len(channel.hits)
+                assert section.count("shuffled weights") >= len(channel.hits)
+        index = (out / "index.html").read_text(encoding="utf-8")
+        assert ("shuffled weights" in index) is bool(number)
+
+
 def test_a_dead_channel_is_said_to_be_dead(report: Rendered) -> None:
     data, out = report
     layer = data.layers[1]
