@@ -6,6 +6,9 @@ layers/<slug>/all.html        all channels together
 layers/<slug>/c0007.html      a channel: its hits, six pictures each
 report.json                   the same facts
 static/                       style and script, named after their content
+
+The pages come from `layer_pages` and the context of the index from `index_context`: `onnxviz.report.single` puts the
+same pages into one file.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +32,18 @@ from onnxviz.report.folder import Folder
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["as_json", "page_of", "write_report"]
+__all__ = [
+    "as_json",
+    "check_data",
+    "index_context",
+    "layer_pages",
+    "make_environment",
+    "page_of",
+    "pictures_of",
+    "static_names",
+    "static_text",
+    "write_report",
+]
 
 STATIC = ("report.css", "report.js")
 T = TypeVar("T")
@@ -45,25 +59,33 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     Raises UsageError if the folder holds somebody else's index.html; ValueError for data that breaks the
     contract of `onnxviz.report.data`.
     """
-    _check(data)
+    check_data(data)
     folder = Folder(out)
-    static = dict(_static())
-    names = {name: path for name, (path, _) in static.items()}
-    folder.expect([path for path, _ in static.values()])
+    static = static_names()
+    folder.expect(static.values())
     folder.expect(["index.html", "report.json", *pictures])
-    folder.adopt(_pictures(data))
+    folder.adopt(pictures_of(data))
     folder.expect(
         f"layers/{layer.slug}/{page}"
         for layer in data.layers
         for page in ("index.html", *(page_of(channel) for channel in _channels(layer)))
     )
-    for path, content in static.values():
-        folder.write(path, content)
-    environment = _environment(data, names)
-    layer_page, channel_page = (
-        environment.get_template("layer.html"),
-        environment.get_template("channel.html"),
-    )
+    for name, path in static.items():
+        folder.write(path, static_text(name))
+    environment = make_environment(data, static)
+    for path, text in layer_pages(environment, data):
+        folder.write(path, text)
+    folder.write("report.json", as_json(data))
+    index = environment.get_template("index.html")
+    folder.write("index.html", index.render(index_context(data)))
+    folder.finish()
+    return out / "index.html"
+
+
+def layer_pages(environment: Environment, data: ReportData) -> Iterator[tuple[str, str]]:
+    """Yield path and text of every page but the index: of each layer its channels' pages, then its own."""
+    layer_page = environment.get_template("layer.html")
+    channel_page = environment.get_template("channel.html")
     for before, layer, after in _neighbours(data.layers):
         rows = {channel.index: channel for channel in layer.rows}
         for previous, channel, following in _neighbours(tuple(_channels(layer))):
@@ -75,7 +97,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
                 following=following,
                 rows=rows,
             )
-            folder.write(f"layers/{layer.slug}/{page_of(channel)}", text)
+            yield f"layers/{layer.slug}/{page_of(channel)}", text
         text = layer_page.render(
             root="../../",
             layer=layer,
@@ -87,20 +109,17 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
                 {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
             ),
         )
-        folder.write(f"layers/{layer.slug}/index.html", text)
-    folder.write("report.json", as_json(data))
-    index = environment.get_template("index.html")
-    folder.write(
-        "index.html",
-        index.render(
-            root="",
-            diagram=lay_out(data.diagram),
-            previews=_previews(data),
-            filter_pages=_filter_pages(data),
-        ),
-    )
-    folder.finish()
-    return out / "index.html"
+        yield f"layers/{layer.slug}/index.html", text
+
+
+def index_context(data: ReportData) -> dict[str, Any]:
+    """What index.html is rendered with."""
+    return {
+        "root": "",
+        "diagram": lay_out(data.diagram),
+        "previews": _previews(data),
+        "filter_pages": _filter_pages(data),
+    }
 
 
 def as_json(data: ReportData) -> str:
@@ -113,7 +132,8 @@ def page_of(channel: ChannelData) -> str:
     return "all.html" if channel.index is None else f"c{channel.index:04d}.html"
 
 
-def _check(data: ReportData) -> None:
+def check_data(data: ReportData) -> None:
+    """Raise ValueError for slugs that are no file names, or not one layer's each."""
     slugs = [layer.slug for layer in data.layers]
     for slug, count in Counter(slugs).items():
         if count > 1 or not re.fullmatch(r"[a-z0-9_-]+", slug):
@@ -123,16 +143,23 @@ def _check(data: ReportData) -> None:
             raise ValueError(f"diagram node {node.id!r}: slug {node.slug!r} belongs to no layer")
 
 
-def _static() -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield each static file's name, its path with a hash of its content, and the content."""
+def static_text(name: str) -> str:
+    """The content of a static file."""
+    return (files("onnxviz.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def static_names() -> dict[str, str]:
+    """Where the pages expect each static file: a path with a hash of its content."""
+    paths = {}
     for name in STATIC:
-        content = (files("onnxviz.report") / "static" / name).read_text(encoding="utf-8")
         stem, suffix = name.split(".")
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        yield name, (f"static/{stem}-{digest}.{suffix}", content)
+        digest = hashlib.sha256(static_text(name).encode()).hexdigest()[:8]
+        paths[name] = f"static/{stem}-{digest}.{suffix}"
+    return paths
 
 
-def _environment(data: ReportData, static: dict[str, str]) -> Environment:
+def make_environment(data: ReportData, static: Mapping[str, str]) -> Environment:
+    """The templates, with the report's data and the paths of its static files."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -165,7 +192,7 @@ def _channels(layer: LayerData) -> Iterator[ChannelData]:
     yield from layer.rows
 
 
-def _pictures(data: ReportData) -> Iterator[str]:
+def pictures_of(data: ReportData) -> Iterator[str]:
     """Yield every picture that the pages show, some of them several times."""
     if data.filters is not None:
         yield from (data.filters.shared.path, data.filters.own.path)

@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined, UndefinedError
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.report.data import ReportData
 from onnxviz.report.folder import MANIFEST
-from onnxviz.report.render import _environment, page_of, write_report
+from onnxviz.report.render import make_environment, page_of, write_report
 
 from .fixture import HOSTILE, make_report, plain
 
@@ -331,7 +331,7 @@ def test_a_slug_cannot_be_a_path(tmp_path: Path, slug: str) -> None:
 
 
 def test_templates_are_strict_and_escape(report: Rendered) -> None:
-    environment = _environment(report[0], {})
+    environment = make_environment(report[0], {})
     assert environment.undefined is StrictUndefined
     with pytest.raises(UndefinedError):
         environment.from_string("{{ missing }}").render()
