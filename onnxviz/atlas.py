@@ -147,6 +147,21 @@ class Atlas:
         _copy_pictures(self.folder, out, self._pictures())
         return write_report(self.report_data(), out, pictures=self._pictures())
 
+    def report_file(self, path: str | Path) -> Path:
+        """Write the HTML report into one file, pictures included, and return its path.
+
+        Raises:
+            UsageError: the path does not end in .html, or there is something that this did not write.
+        """
+        from onnxviz.report.single import check_file, write_single
+
+        path = Path(path)
+        check_file(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = self.report_data()
+        write_atomically(path, lambda partial: write_single(data, self.folder, partial))
+        return path
+
     def _repr_html_(self) -> str:
         """What a notebook shows: the layers and their strongest channels."""
         from onnxviz.notebook import atlas_html

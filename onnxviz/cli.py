@@ -242,6 +242,13 @@ def analyze(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report.", show_default="reports/MODEL")
     ] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option(
+            "--single-file",
+            help="Also write the whole report as one HTML file, to send: OUT.html, beside the folder OUT.",
+        ),
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -249,9 +256,15 @@ def analyze(
     with _errors(debug):
         from onnxviz.analysis import analyze as run
         from onnxviz.report.folder import check_folder
+        from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
+        if single_file and target.suffix == ".html":
+            target = target.with_suffix("")
         check_folder(target)
+        file = file_beside(target) if single_file else None
+        if file:
+            check_file(file)
         with _Bar() as bar:
             atlas = run(
                 model,
@@ -284,6 +297,8 @@ def analyze(
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
             page = atlas.publish(target)
+            if file:
+                atlas.report_file(file)
         skipped = atlas.provenance.skipped
         typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
         for name, reason in skipped[:5]:
@@ -294,6 +309,8 @@ def analyze(
             dead = sum(one.dead(c) for c in one.pictured)
             typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
         typer.echo(f"Report: {page}")
+        if file:
+            typer.echo(_file_line(file))
         if open_:
             _browse(page)
 
@@ -303,24 +320,42 @@ def report(
     run: RunArgument,
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="RUN itself")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the report, or the file with --single-file.",
+            show_default="RUN itself; RUN.html with --single-file",
+        ),
+    ] = None,
+    single_file: Annotated[
+        bool,
+        typer.Option("--single-file", help="Write one HTML file, to send, instead of a folder."),
+    ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a report once more, or a part of it, with neither the model nor the images."""
     with _errors(debug):
         from onnxviz.atlas import Atlas
+        from onnxviz.report.single import check_file, file_beside
 
+        whole = file_beside(run) if single_file else run
+        target = out or whole
+        if single_file:
+            check_file(target)
         atlas = Atlas.load(run)
-        target = out or run
         if layer or channels is not None:
-            if target.resolve() == run.resolve():
+            if target.resolve() == whole.resolve():
                 raise UsageError(
-                    "A part of a report must not replace the whole: give it a folder with --out."
+                    "A part of a report must not replace the whole: give it a place of its own with --out."
                 )
             atlas = atlas.only(layer, channels)
-        page = atlas.report(target)
-        typer.echo(f"Report: {page}")
+        if single_file:
+            page = atlas.report_file(target)
+            typer.echo(_file_line(page))
+        else:
+            page = atlas.report(target)
+            typer.echo(f"Report: {page}")
         if open_:
             _browse(page)
 
@@ -598,6 +633,10 @@ def convert(
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _file_line(file: Path) -> str:
+    return f"Single file: {file} ({file.stat().st_size / 1e6:.1f} MB)"
 
 
 def _browse(page: Path) -> None:

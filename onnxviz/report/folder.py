@@ -54,6 +54,13 @@ class Folder:
         """Keep files of the former report that this one uses again."""
         self.expect(self._old.intersection(paths))
 
+    def drop(self, folder: str) -> None:
+        """Remove the former report's files in a folder of the report, now: listed files only."""
+        gone = {path for path in self._old if path.startswith(f"{folder}/")}
+        for path in sorted(gone):
+            self._remove(path)
+        self._old -= gone
+
     def write(self, path: str, text: str) -> None:
         """Write a file that was expected before; it is there whole or not at all."""
         if path not in self._new:
@@ -63,11 +70,15 @@ class Folder:
     def finish(self) -> None:
         """Remove what a former report left behind: listed files only, never through a link."""
         for path in sorted(self._old - self._new):
-            target = self.out / path
-            if _inside(path) and target.parent.resolve() == self.out.resolve() / PurePosixPath(path).parent:
-                target.unlink(missing_ok=True)
-                self._prune(target.parent)
+            self._remove(path)
         self._write_manifest(self._new)
+
+    def _remove(self, path: str) -> None:
+        """Remove a file of the report, never through a link, and the folders that are empty then."""
+        target = self.out / path
+        if _inside(path) and target.parent.resolve() == self.out.resolve() / PurePosixPath(path).parent:
+            target.unlink(missing_ok=True)
+            self._prune(target.parent)
 
     def _write_manifest(self, files: Iterable[str]) -> None:
         self._replace(MANIFEST, json.dumps({"format": FORMAT, "files": sorted(files)}, indent=0))

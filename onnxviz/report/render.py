@@ -7,6 +7,9 @@ layers/<slug>/c0007.html      a channel: its hits, six pictures each
 layers/<slug>/compare.html    all its channels by several methods, if the run made several
 report.json                   the same facts
 static/                       style and script, named after their content
+
+The pages come from `layer_pages` and the context of the index from `index_context`: `onnxviz.report.single` puts the
+same pages into one file.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +33,19 @@ from onnxviz.report.folder import Folder
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["as_json", "page_of", "write_report"]
+__all__ = [
+    "ReportWriter",
+    "as_json",
+    "check_data",
+    "index_context",
+    "layer_pages",
+    "make_environment",
+    "page_of",
+    "pictures_of",
+    "static_names",
+    "static_text",
+    "write_report",
+]
 
 STATIC = ("report.css", "report.js")
 T = TypeVar("T")
@@ -46,63 +61,104 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     Raises UsageError if the folder holds somebody else's index.html; ValueError for data that breaks the
     contract of `onnxviz.report.data`.
     """
-    _check(data)
-    folder = Folder(out)
-    static = dict(_static())
-    names = {name: path for name, (path, _) in static.items()}
-    folder.expect([path for path, _ in static.values()])
-    folder.expect(["index.html", "report.json", *pictures])
-    folder.adopt(_pictures(data))
-    folder.expect(
-        f"layers/{layer.slug}/{page}"
-        for layer in data.layers
-        for page in (*_walls(data), *(page_of(channel) for channel in _channels(layer)))
-    )
-    for path, content in static.values():
-        folder.write(path, content)
-    environment = _environment(data, names)
-    layer_page, channel_page = (
-        environment.get_template("layer.html"),
-        environment.get_template("channel.html"),
-    )
-    for before, layer, after in _neighbours(data.layers):
-        rows = {channel.index: channel for channel in layer.rows}
-        for previous, channel, following in _neighbours(tuple(_channels(layer))):
-            text = channel_page.render(
-                root="../../",
-                layer=layer,
-                channel=channel,
-                previous=previous,
-                following=following,
-                rows=rows,
-            )
-            folder.write(f"layers/{layer.slug}/{page_of(channel)}", text)
-        labels = {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
-        for name in _walls(data):
-            text = layer_page.render(
-                root="../../",
-                page=name,
-                layer=layer,
-                previous=before,
-                following=after,
-                alive=[channel for channel in layer.rows if not channel.dead],
-                dead=[channel for channel in layer.rows if channel.dead],
-                labels=sorted(labels),
-            )
-            folder.write(f"layers/{layer.slug}/{name}", text)
-    folder.write("report.json", as_json(data))
-    index = environment.get_template("index.html")
-    folder.write(
-        "index.html",
-        index.render(
-            root="",
-            diagram=lay_out(data.diagram),
-            previews=_previews(data),
-            filter_pages=_filter_pages(data),
-        ),
-    )
-    folder.finish()
-    return out / "index.html"
+    check_data(data)
+    writer = ReportWriter(out)
+    writer.expect(pictures)
+    for layer in data.layers:
+        writer.layer(data, layer)
+    return writer.finish(data)
+
+
+class ReportWriter:
+    """Writes a report layer by layer; what is there can be read at any time.
+
+    Pages of a former report are replaced one by one, and those that are left go in the end.
+
+    Raises:
+        UsageError: the folder holds somebody else's index.html.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._folder = Folder(out)
+        self._static = static_names()
+        self.expect(["index.html", "report.json", *self._static.values()])
+        for name, path in self._static.items():
+            self._folder.write(path, static_text(name))
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Note files that others write for this report, relative to its folder."""
+        self._folder.expect(paths)
+
+    def drop(self, folder: str) -> None:
+        """Remove what a former report has in a folder, relative to the report's."""
+        self._folder.drop(folder)
+
+    def layer(self, data: ReportData, layer: LayerData, *, channels: bool = True) -> None:
+        """Write the pages of a layer, one of ``data``; without ``channels`` only those that show them all."""
+        pages = (*_walls(data), *(page_of(channel) for channel in _channels(layer) if channels))
+        self.expect(f"layers/{layer.slug}/{page}" for page in pages)
+        for path, text in layer_pages(self._environment(data), data, layer, channels=channels):
+            self._folder.write(path, text)
+
+    def index(self, data: ReportData) -> Path:
+        """Write the index of the layers that ``data`` has."""
+        page = self._environment(data).get_template("index.html")
+        self._folder.write("index.html", page.render(index_context(data)))
+        return self._folder.out / "index.html"
+
+    def finish(self, data: ReportData) -> Path:
+        """Write the facts and the index, remove what a former report left behind, and return the index."""
+        self._folder.adopt(pictures_of(data))
+        self._folder.write("report.json", as_json(data))
+        page = self.index(data)
+        self._folder.finish()
+        return page
+
+    def _environment(self, data: ReportData) -> Environment:
+        return make_environment(data, self._static)
+
+
+def layer_pages(
+    environment: Environment, data: ReportData, layer: LayerData, *, channels: bool = True
+) -> Iterator[tuple[str, str]]:
+    """Yield path and text of each page of a layer: its channels' pages, then those that show them all."""
+    layer_page = environment.get_template("layer.html")
+    channel_page = environment.get_template("channel.html")
+    rows = {channel.index: channel for channel in layer.rows}
+    for previous, channel, following in _neighbours(tuple(_channels(layer)) if channels else ()):
+        text = channel_page.render(
+            root="../../",
+            layer=layer,
+            channel=channel,
+            previous=previous,
+            following=following,
+            rows=rows,
+        )
+        yield f"layers/{layer.slug}/{page_of(channel)}", text
+    at = next(place for place, one in enumerate(data.layers) if one.slug == layer.slug)
+    labels = {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
+    for name in _walls(data):
+        text = layer_page.render(
+            root="../../",
+            page=name,
+            layer=layer,
+            previous=data.layers[at - 1] if at else None,
+            following=data.layers[at + 1] if at + 1 < len(data.layers) else None,
+            alive=[channel for channel in layer.rows if not channel.dead],
+            dead=[channel for channel in layer.rows if channel.dead],
+            labels=sorted(labels),
+        )
+        yield f"layers/{layer.slug}/{name}", text
+
+
+def index_context(data: ReportData) -> dict[str, Any]:
+    """What index.html is rendered with."""
+    return {
+        "root": "",
+        "diagram": lay_out(data.diagram),
+        "previews": _previews(data),
+        "filter_pages": _filter_pages(data),
+    }
 
 
 def as_json(data: ReportData) -> str:
@@ -142,7 +198,8 @@ def _walls(data: ReportData) -> tuple[str, ...]:
     return ("index.html", "compare.html") if data.provenance.compared else ("index.html",)
 
 
-def _check(data: ReportData) -> None:
+def check_data(data: ReportData) -> None:
+    """Raise ValueError for slugs that are no file names, or not one layer's each."""
     slugs = [layer.slug for layer in data.layers]
     for slug, count in Counter(slugs).items():
         if count > 1 or not re.fullmatch(r"[a-z0-9_-]+", slug):
@@ -152,16 +209,23 @@ def _check(data: ReportData) -> None:
             raise ValueError(f"diagram node {node.id!r}: slug {node.slug!r} belongs to no layer")
 
 
-def _static() -> Iterator[tuple[str, tuple[str, str]]]:
-    """Yield each static file's name, its path with a hash of its content, and the content."""
+def static_text(name: str) -> str:
+    """The content of a static file."""
+    return (files("onnxviz.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def static_names() -> dict[str, str]:
+    """Where the pages expect each static file: a path with a hash of its content."""
+    paths = {}
     for name in STATIC:
-        content = (files("onnxviz.report") / "static" / name).read_text(encoding="utf-8")
         stem, suffix = name.split(".")
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        yield name, (f"static/{stem}-{digest}.{suffix}", content)
+        digest = hashlib.sha256(static_text(name).encode()).hexdigest()[:8]
+        paths[name] = f"static/{stem}-{digest}.{suffix}"
+    return paths
 
 
-def _environment(data: ReportData, static: dict[str, str]) -> Environment:
+def make_environment(data: ReportData, static: Mapping[str, str]) -> Environment:
+    """The templates, with the report's data and the paths of its static files."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -195,7 +259,7 @@ def _channels(layer: LayerData) -> Iterator[ChannelData]:
     yield from layer.rows
 
 
-def _pictures(data: ReportData) -> Iterator[str]:
+def pictures_of(data: ReportData) -> Iterator[str]:
     """Yield every picture that the pages show, some of them several times."""
     if data.filters is not None:
         yield from (data.filters.shared.path, data.filters.own.path)

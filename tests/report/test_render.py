@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined, UndefinedError
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.report.data import ReportData
 from onnxviz.report.folder import MANIFEST
-from onnxviz.report.render import _environment, page_of, write_report
+from onnxviz.report.render import make_environment, page_of, write_report
 
 from .fixture import HOSTILE, make_report, plain
 
@@ -97,7 +97,8 @@ def test_every_link_anchor_and_picture_resolves(rendered: Rendered) -> None:
 def test_pages_are_well_formed(rendered: Rendered) -> None:
     data, out = rendered
     pages = pages_of(out)
-    assert len(pages) == 1 + sum(2 + len(layer.rows) for layer in data.layers)
+    walls = 2 if data.provenance.compared else 1
+    assert len(pages) == 1 + sum(walls + 1 + len(layer.rows) for layer in data.layers)
     for path, page in pages.items():
         tags = [tag for tag, _ in page.tags]
         assert tags.count("h1") == tags.count("main") == 1, path
@@ -348,7 +349,7 @@ def test_a_slug_cannot_be_a_path(tmp_path: Path, slug: str) -> None:
 
 
 def test_templates_are_strict_and_escape(report: Rendered) -> None:
-    environment = _environment(report[0], {})
+    environment = make_environment(report[0], {})
     assert environment.undefined is StrictUndefined
     with pytest.raises(UndefinedError):
         environment.from_string("{{ missing }}").render()

@@ -3,43 +3,51 @@
 
 const NEAR_DEAD = 0.01; // as in the table of layers
 
-(() => {
-  const keys = document.querySelector(".keys");
+// Keys act on the page that is shown when they are pressed.
+document.addEventListener("keydown", (event) => {
+  const help = document.getElementById("help");
   const filter = document.getElementById("filter");
   const follow = (rel) => document.querySelector(`a[rel="${rel}"]`)?.click();
-  const help = document.getElementById("help");
-  for (const button of document.querySelectorAll("[data-help]")) {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || help?.open) return;
+  if (event.target.closest("input, select, textarea, .scroll, pre")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (event.key === "ArrowLeft") follow("prev");
+  else if (event.key === "ArrowRight") follow("next");
+  else if (event.key === "u") follow("up");
+  else if (event.key === "?" && help) help.showModal();
+  else if (event.key === "/" && filter) {
+    event.preventDefault();
+    filter.focus();
+  }
+});
+
+// What a page gains by script. Called once a page: in a report of one file, whenever another is shown first.
+const enhance = (root) => {
+  const keys = root.querySelector(".keys");
+  const help = root.querySelector("#help");
+  for (const button of root.querySelectorAll("[data-help]")) {
     button.hidden = false;
     button.addEventListener("click", () => help.showModal());
   }
-  if (keys) keys.hidden = !document.querySelector('a[rel="up"]');
+  if (keys) keys.hidden = !root.querySelector('a[rel="up"]');
+  arrangeable(root);
+};
 
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || help?.open) return;
-    if (event.target.closest("input, select, textarea, .scroll, pre")) {
-      if (event.key === "Escape") event.target.blur();
-      return;
-    }
-    if (event.key === "ArrowLeft") follow("prev");
-    else if (event.key === "ArrowRight") follow("next");
-    else if (event.key === "u") follow("up");
-    else if (event.key === "?" && help) help.showModal();
-    else if (event.key === "/" && filter) {
-      event.preventDefault();
-      filter.focus();
-    }
-  });
-
-  const wall = document.getElementById("wall");
+// A layer's channels can be sorted, filtered and resized.
+const arrangeable = (root) => {
+  const wall = root.querySelector("#wall");
   if (!wall) return;
 
-  const tools = document.getElementById("tools");
-  const sort = document.getElementById("sort");
-  const size = document.getElementById("size");
-  const state = document.getElementById("state");
-  const dead = document.getElementById("dead-channels");
-  const count = document.getElementById("count");
-  const none = document.getElementById("none");
+  const tools = root.querySelector("#tools");
+  const filter = root.querySelector("#filter");
+  const sort = root.querySelector("#sort");
+  const size = root.querySelector("#size");
+  const state = root.querySelector("#state");
+  const dead = root.querySelector("#dead-channels");
+  const count = root.querySelector("#count");
+  const none = root.querySelector("#none");
   const cards = Array.from(wall.children, (item) => ({
     item,
     text: `${item.dataset.index} ${item.querySelector("bdi")?.textContent ?? ""} ${item.dataset.text}`.toLowerCase(),
@@ -89,4 +97,6 @@ const NEAR_DEAD = 0.01; // as in the table of layers
     if (filter.value || state.value !== "all") select();
     resize();
   });
-})();
+};
+
+enhance(document);
