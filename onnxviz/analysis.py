@@ -7,15 +7,15 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from onnxviz import facts
-from onnxviz.atlas import FILTERS, PICTURES, Atlas, LayerAtlas, channel_ranges, channels_of, slugs
-from onnxviz.errors import UsageError
+from onnxviz.atlas import FILTERS, IMAGES, PICTURES, Atlas, LayerAtlas, channel_ranges, channels_of, slugs
+from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.filters import draw_filters, first_filters
 from onnxviz.forward.scan import scan
 from onnxviz.forward.session import choose_provider
@@ -30,6 +30,7 @@ from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
 from onnxviz.progress import Progress
+from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
 from onnxviz.reverse.methods import make_method
@@ -70,6 +71,7 @@ def analyze(
     labels: str | Path | Sequence[str] | None = None,
     montage: bool = False,
     folder: str | Path | None = None,
+    report: str | Path | None = None,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
@@ -93,6 +95,8 @@ def analyze(
         labels: class names of the output units, or a file of them.
         montage: also make one PNG of all cards of each layer.
         folder: where pictures are written; by default a temporary folder that lives as long as the atlas.
+        report: instead, the folder of a report, which is written while it is drawn, with the atlas itself; it opens
+            at any time, and if the run is broken off it is left with what there is.
         command: how the job was called, for the report.
 
     Raises:
@@ -135,6 +139,9 @@ def analyze(
     names = facts.output_names(network.model, labels)
     named = _named(network, found, names, progress, given=labels is not None)
     source = _source(images, recipe, names, progress)
+    if report is not None and folder is not None:
+        raise UsageError("Give a folder for the pictures or one for the report, not both.")
+    folder = folder if report is None else report
     if folder is not None:
         check_folder(Path(folder))
 
@@ -165,7 +172,7 @@ def analyze(
             folder = tempfile.mkdtemp(prefix="onnxviz-")
             cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         folder = Path(folder)
-        gallery = Gallery(source, recipe, folder / PICTURES / "images", f"{PICTURES}/images")
+        gallery = Gallery(source, recipe, folder / PICTURES / IMAGES, f"{PICTURES}/{IMAGES}")
         bare_layers = [
             LayerAtlas(
                 one.layer,
@@ -192,23 +199,6 @@ def analyze(
                 progress,
             )
             ways += [Way(net, recorder, one, control=net is not network) for one in methods]
-        drawn = []
-        for bare in bare_layers:
-            progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
-            drawn.append(
-                draw_layer(
-                    bare,
-                    ways,
-                    gallery,
-                    recipe,
-                    folder,
-                    seed=seed,
-                    montage=montage,
-                    progress=progress.advance,
-                )
-            )
-            progress.finish()
-            release_memory()
         first = first_filters(network)
         atlas = Atlas(
             model=facts.model_data(network),
@@ -225,13 +215,39 @@ def analyze(
                 limit=limit,
                 command=command,
             ),
-            diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in drawn}),
+            diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in bare_layers}),
             filters=draw_filters(first, recipe, folder, f"{PICTURES}/{FILTERS}") if first else None,
-            layers=tuple(drawn),
-            images=_images(gallery, drawn),
+            layers=tuple(bare_layers),
+            images=_images(gallery, bare_layers),
             labels=tuple(source.samples[index].label for index in result.layers[0].responses.image.tolist()),
             folder=folder,
         )
+        publisher = Publisher(atlas) if report is not None else None
+        try:
+            drawn = []
+            for bare in bare_layers:
+                progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
+                ready = draw_layer(
+                    bare,
+                    ways,
+                    gallery,
+                    recipe,
+                    folder,
+                    seed=seed,
+                    montage=montage,
+                    begin=publisher.begin if publisher else None,
+                    progress=progress.advance,
+                )
+                drawn.append(ready)
+                if publisher:
+                    publisher.done(ready)
+                progress.finish()
+                release_memory()
+            atlas = publisher.finish() if publisher else atlas.with_layers(drawn)
+        except BaseException:
+            if publisher:
+                _leave(publisher, folder, progress)
+            raise
         # A temporary folder lives as long as the atlas; after an error it goes at once.
         weakref.finalize(atlas, cleanup.pop_all().close)
     return atlas
@@ -289,6 +305,14 @@ def preprocess_for(
     )
 
 
+def _leave(publisher: Publisher, folder: Path, progress: Progress) -> None:
+    """Make a report of what there is when a run is broken off; the reason for that matters more than a failure here."""
+    progress.finish()
+    with suppress(OnnxvizError, OSError):
+        publisher.stop()
+        progress.note(f"The report shows what was drawn until now: {folder / 'index.html'}")
+
+
 def _shuffled(network: Network, layers: Sequence[Layer]) -> Network:
     """The same network with shuffled weights."""
     return Network(
@@ -344,4 +368,4 @@ def _images(gallery: Gallery, layers: Sequence[LayerAtlas]) -> dict[int, tuple[s
     for one in layers:
         for channel in one.alive:
             shown.update(hit.image for hit in one.topk.hits(channel))
-    return {index: (*gallery.name(index), gallery.thumbnail(index)) for index in sorted(shown)}
+    return {index: (*gallery.name(index), gallery.thumbnail_path(index)) for index in sorted(shown)}

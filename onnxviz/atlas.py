@@ -63,7 +63,8 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 PICTURES = "pictures"
 FILTERS = "filters"
-_FOLDERS = ("images", FILTERS)
+IMAGES = "images"
+_FOLDERS = (IMAGES, FILTERS)
 """Folders of pictures that belong to no layer."""
 
 _BINS = 32
@@ -144,8 +145,8 @@ class Atlas:
         out = Path(out)
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        _copy_pictures(self.folder, out, self._pictures())
-        return write_report(self.report_data(), out, pictures=self._pictures())
+        _copy_pictures(self.folder, out, self.pictures())
+        return write_report(self.report_data(), out, pictures=self.pictures())
 
     def report_file(self, path: str | Path) -> Path:
         """Write the HTML report into one file, pictures included, and return its path.
@@ -197,37 +198,49 @@ class Atlas:
         if channels is not None:
             asked = channel_ranges(channels)
             kept = tuple(replace(one, pictured=channels_of(one.layer, asked, one.pictured)) for one in kept)
-        slugs = {one.slug for one in kept}
-        shown = {hit.image for one in kept for hit in one.overall_hits}
-        for one in kept:
+        return self.with_layers(kept)
+
+    def with_layers(self, layers: Sequence[LayerAtlas]) -> Atlas:
+        """The atlas with these of its layers, and the images that they show."""
+        slugs = {one.slug for one in layers}
+        shown = {hit.image for one in layers for hit in one.overall_hits}
+        for one in layers:
             shown.update(hit.image for channel in one.alive for hit in one.topk.hits(channel))
         return replace(
             self,
-            layers=kept,
+            layers=tuple(layers),
             diagram=tuple(node if node.slug in slugs else replace(node, slug=None) for node in self.diagram),
             images={index: image for index, image in self.images.items() if index in shown},
         )
 
-    def _pictures(self) -> list[str]:
-        """Every picture file of the report, relative to its folder."""
+    def noted(self, note: str) -> Atlas:
+        """The atlas with one note more for the reader."""
+        provenance = replace(self.provenance, notes=(*self.provenance.notes, note))
+        return replace(self, provenance=provenance)
+
+    def pictures(self, layers: Sequence[LayerAtlas] | None = None) -> list[str]:
+        """Every picture file of the report, or of some of its layers alone, relative to its folder."""
         paths = [thumbnail for _, _, thumbnail in self.images.values()]
         if self.filters:
             paths += [self.filters.shared.path, self.filters.own.path]
-        for one in self.layers:
-            style = plate_style(one.layer, self.provenance.input_size)
+        for one in self.layers if layers is None else layers:
             for channel in (*((None,) if one.overall_hits else ()), *one.alive):
-                paths += picture_paths(one.slug, channel, style)
-                if self.provenance.compared:
-                    paths.append(compared_path(one.slug, channel, style))
+                paths += self.pictures_of(one, channel)
             if one.montage:
                 paths.append(one.montage)
         return paths
+
+    def pictures_of(self, one: LayerAtlas, channel: int | None) -> list[str]:
+        """The picture files of a channel, or of the row of all channels (None)."""
+        style = plate_style(one.layer, self.provenance.input_size)
+        compared = [compared_path(one.slug, channel, style)] if self.provenance.compared else []
+        return [*picture_paths(one.slug, channel, style), *compared]
 
     def save(self, folder: str | Path) -> Path:
         """Write the atlas into a folder, which `load` reads back."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _copy_pictures(self.folder, folder, self._pictures())
+        _copy_pictures(self.folder, folder, self.pictures())
         arrays: dict[str, Array] = {}
         facts: dict[str, Any] = {
             "format": FORMAT,
@@ -303,24 +316,25 @@ class Atlas:
 
     def _check_pictures(self) -> None:
         """Raise if a picture is missing, or would lie outside the folder."""
-        for path in self._pictures():
+        for path in self.pictures():
             if not _PICTURE_PATH.fullmatch(path):
                 raise AtlasError(f"{self.folder}: the atlas is damaged: {path!r} is no picture of it.")
             if not (self.folder / path).is_file():
                 raise AtlasError(f"{self.folder}: the atlas is damaged: its picture {path} is missing.")
 
-    def report_data(self) -> ReportData:
-        """Everything that the report shows."""
+    def report_data(self, layers: tuple[LayerData, ...] | None = None) -> ReportData:
+        """Everything that the report shows; ``layers``: of all its layers, where that is known (`layer_data`)."""
         return ReportData(
             title=self.model.name,
             model=self.model,
             provenance=self.provenance,
             diagram=self.diagram,
             filters=self.filters,
-            layers=tuple(self._layer_data(one) for one in self.layers),
+            layers=tuple(self.layer_data(one) for one in self.layers) if layers is None else layers,
         )
 
-    def _layer_data(self, one: LayerAtlas) -> LayerData:
+    def layer_data(self, one: LayerAtlas) -> LayerData:
+        """What the report shows of a layer."""
         layer, stats, responses = one.layer, one.stats, one.responses
         size: tuple[int, ...] = layer.size
         shares = Counter(label for label in self.labels if label is not None)

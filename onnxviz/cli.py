@@ -294,9 +294,9 @@ def analyze(
                 labels=labels,
                 montage=montage,
                 progress=bar,
+                report=target,
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
-            page = atlas.publish(target)
             if file:
                 atlas.report_file(file)
         skipped = atlas.provenance.skipped
@@ -308,6 +308,7 @@ def analyze(
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
             typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+        page = target / "index.html"
         typer.echo(f"Report: {page}")
         if file:
             typer.echo(_file_line(file))

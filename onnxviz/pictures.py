@@ -82,6 +82,7 @@ def draw_layer(
     *,
     seed: str = "unit",
     montage: bool = False,
+    begin: Callable[[LayerAtlas], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> LayerAtlas:
     """Draw every pictured channel of a layer, and the row of all channels, into ``out``.
@@ -90,6 +91,8 @@ def draw_layer(
         ways: how to project; what the others than the first give is for comparison.
         seed: one of `SEEDS`.
         montage: also write all cards as one PNG.
+        begin: called with the layer once the positions of the row of all channels are known, before a picture is
+            written.
         progress: called with the number of projections drawn since the last call.
 
     Returns:
@@ -105,8 +108,12 @@ def draw_layer(
             written.append(pool.submit(_write, plate, compared, out, one.slug, channel, artist.style))
 
         written: list[Future[None]] = []
+        tiles: list[HitTiles] = []
         if one.overall_hits:
             overall, tiles = artist.overall()
+        if begin:
+            begin(replace(one, overall=overall))
+        if tiles:
             write(None, Plate.of(tiles), [other.overall_projections(overall) for other in others])
         step = max(1, _HITS_IN_MEMORY // (one.topk.score.shape[1] * len(ways)))
         for start in range(0, len(alive), step):

@@ -61,7 +61,8 @@ class Gallery:
         self._relative = relative
         self._arrays = _Latest(_ARRAY_BYTES)
         self._pictures = _Latest(_PICTURE_BYTES)
-        self._thumbnails: dict[int, str] = {}
+        self._thumbnails: set[int] = set()
+        self._ending: str | None = None
 
     def array(self, index: int) -> Array:
         """The input array (C, H, W) of an image.
@@ -102,11 +103,17 @@ class Gallery:
 
     def thumbnail(self, index: int) -> str:
         """The path, relative to the report, of an image's thumbnail; written when first asked for."""
+        path = self.thumbnail_path(index)
         if index not in self._thumbnails:
-            picture = render.fit(self.picture(index), _THUMBNAIL)
-            small = max(picture.shape[:2]) <= _PIXEL_ART
-            file = f"{index:07d}{'.webp' if small else '.jpg'}"
             self._folder.mkdir(parents=True, exist_ok=True)
-            render.save(picture, self._folder / file, lossless=True, quality=_QUALITY)
-            self._thumbnails[index] = f"{self._relative}/{file}"
-        return self._thumbnails[index]
+            picture = render.fit(self.picture(index), _THUMBNAIL)
+            render.save(picture, self._folder / Path(path).name, lossless=True, quality=_QUALITY)
+            self._thumbnails.add(index)
+        return path
+
+    def thumbnail_path(self, index: int) -> str:
+        """Where `thumbnail` writes it."""
+        if self._ending is None:  # the same for all: the network saw them in one size
+            small = max(self.picture(index).shape[:2]) <= _PIXEL_ART
+            self._ending = ".webp" if small else ".jpg"
+        return f"{self._relative}/{index:07d}{self._ending}"

@@ -191,9 +191,14 @@ def encode(picture: Array, kind: str, *, lossless: bool = False, quality: int = 
 
 
 def save(picture: Array, path: Path, *, lossless: bool = False, quality: int = 80) -> None:
-    """Write a picture as the format that the file's ending names: .webp, .png or .jpg."""
+    """Write a picture as the format that the file's ending names: .webp, .png or .jpg; no half of one is left."""
     kind = path.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
-    path.write_bytes(encode(picture, kind, lossless=lossless, quality=quality))
+    content = encode(picture, kind, lossless=lossless, quality=quality)
+    try:
+        path.write_bytes(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def alike(cards: Sequence[Array], height: int) -> list[Array]:

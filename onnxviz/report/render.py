@@ -106,10 +106,14 @@ class ReportWriter:
         self._folder.write("index.html", page.render(index_context(data)))
         return self._folder.out / "index.html"
 
+    def facts(self, data: ReportData) -> None:
+        """Write report.json."""
+        self._folder.write("report.json", as_json(data))
+
     def finish(self, data: ReportData) -> Path:
         """Write the facts and the index, remove what a former report left behind, and return the index."""
         self._folder.adopt(pictures_of(data))
-        self._folder.write("report.json", as_json(data))
+        self.facts(data)
         page = self.index(data)
         self._folder.finish()
         return page

@@ -1,0 +1,98 @@
+"""A report that is written while its pictures are drawn, and opens at any time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnxviz.atlas import IMAGES, PICTURES, Atlas, LayerAtlas
+from onnxviz.report.data import LayerData, ReportData
+from onnxviz.report.render import ReportWriter
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Writes an atlas and its report into the atlas's folder, layer by layer.
+
+    All that a layer's pages say is known once its images are ranked: they are written before its pictures, which are
+    drawn into their places. Until the end the index says that it is not the end.
+
+    Args:
+        planned: the atlas with all its layers, none of them drawn.
+    """
+
+    def __init__(self, planned: Atlas) -> None:
+        self._planned, self._folder = planned, planned.folder
+        self._layers: dict[str, LayerAtlas] = {}
+        self._shown: dict[str, LayerData] = {}
+        # An atlas of a former run must not outlive its pictures, whatever happens on the way.
+        (self._folder / "atlas.json").unlink(missing_ok=True)
+        self._writer = ReportWriter(self._folder)
+        for name in (IMAGES, *(one.slug for one in planned.layers)):
+            self._writer.drop(f"{PICTURES}/{name}")
+
+    def begin(self, one: LayerAtlas) -> None:
+        """Write the pages of a layer that is about to be drawn."""
+        data = self._with(one)
+        self._writer.expect(self._planned.pictures([one]))
+        self._writer.layer(data, self._shown[one.slug])
+        if len(data.layers) > 1:
+            self._writer.layer(data, data.layers[-2], channels=False)  # it has a neighbour now
+        else:
+            self._writer.facts(data)  # pages link to them; the rest of the layers follow in the end
+        self._writer.index(data)
+
+    def done(self, one: LayerAtlas) -> None:
+        """Take a layer with all its pictures in the place of the one that was begun."""
+        data = self._with(one)
+        if one.montage:
+            self._writer.expect([one.montage])
+            self._writer.layer(data, self._shown[one.slug], channels=False)
+
+    def finish(self) -> Atlas:
+        """Write what is left and the atlas itself, and return it."""
+        atlas = self._planned.with_layers(tuple(self._layers.values()))
+        self._writer.expect(atlas.pictures())
+        self._writer.finish(self._data(atlas))
+        return replace(atlas, folder=atlas.save(self._folder))
+
+    def stop(self) -> Atlas:
+        """The run is broken off: make a whole of what is drawn, with a note of what is not, and return it."""
+        kept, missing = [], []
+        for one in self._planned.layers:
+            begun = self._layers.get(one.slug)
+            if begun is None or not self._drawn(begun, None):
+                missing.append(f"{one.layer} was not reached")
+                continue
+            there = tuple(c for c in begun.pictured if begun.dead(c) or self._drawn(begun, c))
+            if len(there) < len(begun.pictured):
+                missing.append(f"{one.layer} shows {len(there):,} of {len(begun.pictured):,} channels")
+            kept.append(replace(begun, pictured=there))
+        atlas = self._planned.with_layers(tuple(kept))
+        if missing:
+            atlas = atlas.noted(f"The run was broken off: {'; '.join(missing)}.")
+        if kept:
+            atlas.publish(self._folder)
+        else:
+            atlas.report(self._folder)
+        return atlas
+
+    def _with(self, one: LayerAtlas) -> ReportData:
+        """What there is to show, with this layer."""
+        self._layers[one.slug] = one
+        atlas = self._planned.with_layers(tuple(self._layers.values()))
+        self._shown[one.slug] = atlas.layer_data(one)
+        coming = [str(other.layer) for other in self._planned.layers if other.slug not in self._layers]
+        then = f" Then come {', '.join(coming)}." if coming else ""
+        note = f"This report is being written, or its run was cut off: {one.layer} is being drawn.{then}"
+        return self._data(atlas.noted(note))
+
+    def _data(self, atlas: Atlas) -> ReportData:
+        """The facts of each layer are worked out once."""
+        return atlas.report_data(tuple(self._shown[one.slug] for one in atlas.layers))
+
+    def _drawn(self, one: LayerAtlas, channel: int | None) -> bool:
+        """Whether all pictures of a channel, or of the row of all channels, are there."""
+        if channel is None and not one.overall_hits:
+            return True
+        return all((self._folder / path).is_file() for path in self._planned.pictures_of(one, channel))
