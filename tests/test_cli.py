@@ -580,7 +580,10 @@ def test_report_in_one_file(run, tmp_path, monkeypatch):
     assert _call("report", run, "--single-file", "--out", other, "--open").exit_code == 0
     assert other.read_bytes() == file.read_bytes()
     assert opened == [other.resolve().as_uri()]
-    # Once more over what is there, and a part.
+    # Once more over what is there; it would be a large one. And a part.
+    monkeypatch.setattr(cli, "_LARGE_FILE", 1000)
+    again = _call("report", run, "--single-file", "--out", other)
+    assert again.stdout.startswith(f"Single file: {other} ({size}). A browser needs a while")
     part = _call("report", run, "--single-file", "--channels", "0-1", "--out", other)
     assert part.exit_code == 0, part.output
     assert other.stat().st_size < file.stat().st_size

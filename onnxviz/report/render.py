@@ -7,8 +7,8 @@ layers/<slug>/c0007.html      a channel: its hits, six pictures each
 report.json                   the same facts
 static/                       style and script, named after their content
 
-The pages come from `layer_pages` and the context of the index from `index_context`: `onnxviz.report.single` puts the
-same pages into one file.
+The pages come from `layer_pages` and what the index shows from `index_context`: `onnxviz.report.single` puts the same
+pages into one file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = [
+    "all_layer_pages",
     "as_json",
     "check_data",
     "index_context",
@@ -73,7 +74,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     for name, path in static.items():
         folder.write(path, static_text(name))
     environment = make_environment(data, static)
-    for path, text in layer_pages(environment, data):
+    for path, text in all_layer_pages(environment, data):
         folder.write(path, text)
     folder.write("report.json", as_json(data))
     index = environment.get_template("index.html")
@@ -82,34 +83,38 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     return out / "index.html"
 
 
-def layer_pages(environment: Environment, data: ReportData) -> Iterator[tuple[str, str]]:
-    """Yield path and text of every page but the index: of each layer its channels' pages, then its own."""
-    layer_page = environment.get_template("layer.html")
-    channel_page = environment.get_template("channel.html")
+def all_layer_pages(environment: Environment, data: ReportData) -> Iterator[tuple[str, str]]:
+    """Yield path and text of every page but the index."""
     for before, layer, after in _neighbours(data.layers):
-        rows = {channel.index: channel for channel in layer.rows}
-        for previous, channel, following in _neighbours(tuple(_channels(layer))):
-            text = channel_page.render(
-                root="../../",
-                layer=layer,
-                channel=channel,
-                previous=previous,
-                following=following,
-                rows=rows,
-            )
-            yield f"layers/{layer.slug}/{page_of(channel)}", text
-        text = layer_page.render(
+        yield from layer_pages(environment, layer, before, after)
+
+
+def layer_pages(
+    environment: Environment, layer: LayerData, before: LayerData | None, after: LayerData | None
+) -> Iterator[tuple[str, str]]:
+    """Yield path and text of a layer's pages, its channels' first. ``before`` and ``after`` are its neighbours."""
+    channel_page = environment.get_template("channel.html")
+    rows = {channel.index: channel for channel in layer.rows}
+    for previous, channel, following in _neighbours(tuple(_channels(layer))):
+        text = channel_page.render(
             root="../../",
             layer=layer,
-            previous=before,
-            following=after,
-            alive=[channel for channel in layer.rows if not channel.dead],
-            dead=[channel for channel in layer.rows if channel.dead],
-            labels=sorted(
-                {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
-            ),
+            channel=channel,
+            previous=previous,
+            following=following,
+            rows=rows,
         )
-        yield f"layers/{layer.slug}/index.html", text
+        yield f"layers/{layer.slug}/{page_of(channel)}", text
+    text = environment.get_template("layer.html").render(
+        root="../../",
+        layer=layer,
+        previous=before,
+        following=after,
+        alive=[channel for channel in layer.rows if not channel.dead],
+        dead=[channel for channel in layer.rows if channel.dead],
+        labels=sorted({hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}),
+    )
+    yield f"layers/{layer.slug}/index.html", text
 
 
 def index_context(data: ReportData) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from onnxviz.errors import UsageError
 from onnxviz.report import format as shown
 from onnxviz.report.data import ReportData
 from onnxviz.report.render import (
+    all_layer_pages,
     as_json,
     check_data,
     index_context,
-    layer_pages,
     make_environment,
     pictures_of,
     static_names,
@@ -120,7 +120,7 @@ def _script(name: str) -> Script:
 
 def _store(data: ReportData, pictures: Path) -> Iterator[Part]:
     """Yield the other pages, the facts and the pictures, one at a time: the pages first, for they are small."""
-    for path, text in layer_pages(make_environment(data, static_names()), data):
+    for path, text in all_layer_pages(make_environment(data, static_names()), data):
         yield _deflated(path, "text/html", text)
     yield _deflated("report.json", "application/json", as_json(data))
     for path in dict.fromkeys(pictures_of(data)):
