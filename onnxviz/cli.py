@@ -34,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_LARGE_FILE = 500_000_000  # bytes of a report in one file, from which on there is a note
+
 RunArgument = Annotated[
     Path, typer.Argument(help="The folder of a report that analyze wrote, or of a saved atlas.")
 ]
@@ -637,7 +639,11 @@ def convert(
 
 
 def _file_line(file: Path) -> str:
-    return f"Single file: {file} ({file.stat().st_size / 1e6:.1f} MB)"
+    size = file.stat().st_size
+    note = ""
+    if size > _LARGE_FILE:
+        note = ". A browser needs a while and as much memory to open it; fewer channels make a smaller file"
+    return f"Single file: {file} ({size / 1e6:.1f} MB){note}"
 
 
 def _browse(page: Path) -> None:

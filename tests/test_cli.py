@@ -108,6 +108,7 @@ OPTIONS = {
         "--labels": None,
         "--montage": None,
         "--out": "reports/MODEL",
+        "--single-file": None,
         "--open": None,
         "--debug": None,
     },
@@ -115,6 +116,7 @@ OPTIONS = {
         "--layer": "all",
         "--channels": "all",
         "--out": "RUN itself",
+        "--single-file": None,
         "--open": None,
         "--debug": None,
     },
@@ -562,6 +564,83 @@ def test_a_part_does_not_replace_the_whole(run):
     for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
         _fails(_call("report", run, "-l", "relu1", *target), 2, "must not replace the whole", "--out")
     assert _content(run) == before
+
+
+def test_report_in_one_file(run, tmp_path, monkeypatch):
+    before = _content(run)
+    shutil.copytree(run, tmp_path / "a run")
+    result = _call("report", tmp_path / "a run", "--single-file")
+    assert result.exit_code == 0, result.output
+    file = tmp_path / "a run.html"
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    assert result.stdout == f"Single file: {file} ({size})\n"
+    assert _content(tmp_path / "a run") == before
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    other = tmp_path / "to" / "send.html"
+    assert _call("report", run, "--single-file", "--out", other, "--open").exit_code == 0
+    assert other.read_bytes() == file.read_bytes()
+    assert opened == [other.resolve().as_uri()]
+    # Once more over what is there; it would be a large one. And a part.
+    monkeypatch.setattr(cli, "_LARGE_FILE", 1000)
+    again = _call("report", run, "--single-file", "--out", other)
+    assert again.stdout.startswith(f"Single file: {other} ({size}). A browser needs a while")
+    part = _call("report", run, "--single-file", "--channels", "0-1", "--out", other)
+    assert part.exit_code == 0, part.output
+    assert other.stat().st_size < file.stat().st_size
+    assert sorted(path.name for path in tmp_path.rglob("*.html") if path.parent == other.parent) == [
+        "send.html"
+    ]
+
+
+def test_a_part_in_one_file_does_not_replace_the_whole(run):
+    _fails(_call("report", run, "--single-file", "-l", "relu1"), 2, "must not replace the whole", "--out")
+    assert not run.with_name(f"{run.name}.html").exists()
+
+
+def test_one_file_that_is_somebody_elses(run, tmp_path):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>mine")
+    _fails(_call("report", run, "--single-file", "--out", mine), 2, str(mine), "would be lost")
+    assert mine.read_text() == "<p>mine"
+    _fails(_call("report", run, "--single-file", "--out", run / "index.html"), 2, "would be lost")
+    _fails(_call("report", run, "--single-file", "--out", tmp_path), 2, "must end in .html")
+
+
+def test_a_failure_leaves_the_former_file(run, tmp_path, monkeypatch):
+    out = tmp_path / "a.html"
+    assert _call("report", run, "--single-file", "--out", out).exit_code == 0
+    before = out.read_bytes()
+
+    def fail(*arguments):
+        yield from ()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("onnxviz.report.single.pictures_of", fail)
+    _fails(_call("report", run, "--single-file", "--out", out), 1, "the disk is full")
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
+
+
+@pytest.mark.parametrize("out", ["out/net", "out/net.html"])
+def test_analyze_writes_one_file_beside_the_folder(folder, tmp_path, out):
+    options = ["--layer", "fc1", "--images", folder / "photos", "--provider", "cpu", "--single-file"]
+    result = _call("analyze", folder / "small.onnx", *options, "--out", tmp_path / out)
+    assert result.exit_code == 0, result.output
+    page, file = tmp_path / "out" / "net" / "index.html", tmp_path / "out" / "net.html"
+    assert result.stdout.splitlines()[-2] == f"Report: {page}"
+    assert result.stdout.splitlines()[-1].startswith(f"Single file: {file} (")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["net", "net.html"]
+    again = tmp_path / "again.html"
+    assert _call("report", page.parent, "--single-file", "--out", again).exit_code == 0
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_analyze_refuses_the_file_before_it_reads_the_model(folder, tmp_path):
+    (tmp_path / "net.html").write_text("<p>mine")
+    options = ["--layer", "fc1", "--single-file", "--out", tmp_path / "net"]
+    _fails(_call("analyze", folder / "text.onnx", *options), 2, "net.html", "would be lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.html"]
 
 
 @pytest.mark.parametrize(

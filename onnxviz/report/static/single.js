@@ -196,6 +196,13 @@
       if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
       if (link.getAttribute("href") === location.hash) turn(true);
     });
-    addEventListener("pagehide", () => history.replaceState({ entry: shown, top: scrollY }, ""));
+    // For when the file is loaded again.
+    let still;
+    addEventListener("scroll", () => {
+      clearTimeout(still);
+      still = setTimeout(() => {
+        if (history.state?.entry === shown) history.replaceState({ entry: shown, top: scrollY }, "");
+      }, 200);
+    });
   });
 })();
