@@ -314,6 +314,12 @@ def report(
 def export(
     run: RunArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Tables: channels.csv and hits.csv.")] = False,
+    parquet: Annotated[
+        bool,
+        typer.Option(
+            "--parquet", help="The same tables as channels.parquet and hits.parquet; needs pyarrow."
+        ),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="All that the report shows: report.json.")] = False,
     png: Annotated[
         bool, typer.Option("--png", help="Plates for print, 24 channels each, with captions.")
@@ -328,13 +334,15 @@ def export(
         from onnxviz import export as writers
         from onnxviz.atlas import Atlas
 
-        if not (csv or json_ or png):
-            raise UsageError("Say what to write: --csv, --json, --png, or several.")
+        if not (csv or parquet or json_ or png):
+            raise UsageError("Say what to write: --csv, --parquet, --json, --png, or several.")
         atlas = Atlas.load(run)
         if layer or channels is not None:
             atlas = atlas.only(layer, channels)
         target = out or run / "export"
         written: list[Path] = []
+        if parquet:  # first: it alone may lack what it needs
+            written += writers.export_parquet(atlas, target)
         if csv:
             written += writers.export_csv(atlas, target)
         if json_:

@@ -119,6 +119,7 @@ OPTIONS = {
     },
     "export": {
         "--csv": None,
+        "--parquet": None,
         "--json": None,
         "--png": None,
         "--layer": "all",
