@@ -125,16 +125,21 @@ class Atlas:
         found = find_layer([one.layer for one in self.layers], name)
         return next(one for one in self.layers if one.layer is found)
 
-    def report(self, out: str | Path) -> Path:
-        """Write the HTML report into a folder and return its ``index.html``."""
+    def report(self, out: str | Path, *, theme: str = "auto") -> Path:
+        """Write the HTML report into a folder and return its ``index.html``.
+
+        Args:
+            theme: ``light``, ``dark``, or ``auto``: as the reader's system prefers.
+        """
         from onnxviz.report.folder import check_folder
-        from onnxviz.report.render import write_report
+        from onnxviz.report.render import check_theme, write_report
 
         out = Path(out)
+        check_theme(theme)
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self._pictures())
-        return write_report(self.report_data(), out, pictures=self._pictures())
+        return write_report(self.report_data(), out, pictures=self._pictures(), theme=theme)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the layers and their strongest channels."""
@@ -142,12 +147,16 @@ class Atlas:
 
         return atlas_html(self)
 
-    def publish(self, out: str | Path) -> Path:
-        """Write the report and the atlas itself into one folder, and return the ``index.html``."""
+    def publish(self, out: str | Path, *, theme: str = "auto") -> Path:
+        """Write the report and the atlas itself into one folder, and return the ``index.html``.
+
+        Args:
+            theme: as of `report`.
+        """
         out = Path(out)
         # An atlas of a former run must not outlive its pictures, whatever happens on the way.
         (out / "atlas.json").unlink(missing_ok=True)
-        page = self.report(out)
+        page = self.report(out, theme=theme)
         replace(self, folder=out).save(out)
         return page
 

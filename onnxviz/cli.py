@@ -112,6 +112,9 @@ Activation = Annotated[
         show_default="rectify; gradient with --method gradient",
     ),
 ]
+Theme = Annotated[
+    str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -225,6 +228,7 @@ def analyze(
     montage: Annotated[
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
     ] = False,
+    theme: Theme = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report.", show_default="reports/MODEL")
     ] = None,
@@ -235,8 +239,10 @@ def analyze(
     with _errors(debug):
         from onnxviz.analysis import analyze as run
         from onnxviz.report.folder import check_folder
+        from onnxviz.report.render import check_theme
 
         target = out or Path("reports") / model.stem
+        check_theme(theme)
         check_folder(target)
         with _Bar() as bar:
             atlas = run(
@@ -268,7 +274,7 @@ def analyze(
                 progress=bar,
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
-            page = atlas.publish(target)
+            page = atlas.publish(target, theme=theme)
         skipped = atlas.provenance.skipped
         typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
         for name, reason in skipped[:5]:
@@ -288,6 +294,7 @@ def report(
     run: RunArgument,
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
+    theme: Theme = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="RUN itself")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     debug: Debug = False,
@@ -304,7 +311,7 @@ def report(
                     "A part of a report must not replace the whole: give it a folder with --out."
                 )
             atlas = atlas.only(layer, channels)
-        page = atlas.report(target)
+        page = atlas.report(target, theme=theme)
         typer.echo(f"Report: {page}")
         if open_:
             _browse(page)

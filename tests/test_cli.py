@@ -106,6 +106,7 @@ OPTIONS = {
         "--feed": None,
         "--labels": None,
         "--montage": None,
+        "--theme": "auto",
         "--out": "reports/MODEL",
         "--open": None,
         "--debug": None,
@@ -113,6 +114,7 @@ OPTIONS = {
     "report": {
         "--layer": "all",
         "--channels": "all",
+        "--theme": "auto",
         "--out": "RUN itself",
         "--open": None,
         "--debug": None,
@@ -174,6 +176,7 @@ CHOICES = {
     "--provider": ("auto", "cuda", "cpu"),
     "--engine": ("auto", "stages", "graph", "numpy"),
     "--preprocess": ("imagenet", "caffe", "tf", "unit", "raw"),
+    "--theme": ("light", "dark", "auto"),
 }
 
 
@@ -377,6 +380,7 @@ WRONG = {
     "mean-text": (["small.onnx", "-l", "conv1", "--mean", "1,x,3", *PHOTOS], 2, ["--mean", "1,x,3"]),
     "std-zero": (["small.onnx", "-l", "conv1", "--std", "0", *PHOTOS], 2, ["--std"]),
     "labels": (["small.onnx", "-l", "conv1", "--labels", "names.txt", *PHOTOS], 2, ["names.txt"]),
+    "theme": (["small.onnx", "-l", "conv1", "--theme", "sepia", *PHOTOS], 2, ["sepia", "auto, light, dark"]),
     "out-file": (["small.onnx", "-l", "conv1", "--out", "text.onnx", *PHOTOS], 2, ["text.onnx", "file"]),
     "out-foreign": (["small.onnx", "-l", "conv1", "--out", "site", *PHOTOS], 2, ["site", "index.html"]),
 }  # fmt: skip
@@ -557,6 +561,23 @@ def test_report_of_a_part(run, tmp_path):
     assert _content(run) == before
 
 
+def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
+    for theme in ("auto", "light", "dark"):
+        assert _call("report", run, "--theme", theme, "--out", tmp_path / theme).exit_code == 0
+    auto, light, dark = (_content(tmp_path / theme) for theme in ("auto", "light", "dark"))
+    assert auto.keys() == light.keys() == dark.keys()
+    changed = {name for name in auto if auto[name] != dark[name]}
+    assert changed == {name for name in auto if name.endswith(".html")}
+    for name in changed:
+        for theme, page in (("light", light[name]), ("dark", dark[name])):
+            start = f'<html lang="en" data-theme="{theme}">'.encode()
+            plain = page.replace(start, b'<html lang="en">', 1)
+            assert plain.replace(f'"{theme}">'.encode(), b'"light dark">', 1) == auto[name]
+    options = ["-l", "conv1", "--images", folder / "photos", "--theme", "dark", "--out", tmp_path / "new"]
+    assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+    assert b'data-theme="dark"' in (tmp_path / "new" / "index.html").read_bytes()
+
+
 def test_a_part_does_not_replace_the_whole(run):
     before = _content(run)
     for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
@@ -570,6 +591,7 @@ def test_a_part_does_not_replace_the_whole(run):
         (["-l", "conv9"], 2, "No layer is called 'conv9'"),
         (["--channels", "900"], 2, "none of those asked for"),
         (["--channels", "a"], 2, "write numbers and ranges"),
+        (["--theme", "sepia"], 2, "auto, light, dark"),
     ],
 )
 def test_wrong_calls_of_report(run, tmp_path, options, code, part):

@@ -21,6 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from onnxviz.errors import UsageError
 from onnxviz.report import format as shown
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
@@ -29,23 +30,26 @@ from onnxviz.report.folder import Folder
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["as_json", "page_of", "write_report"]
+__all__ = ["THEMES", "as_json", "check_theme", "page_of", "write_report"]
 
 STATIC = ("report.css", "report.js")
+THEMES = ("auto", "light", "dark")
+"""The colours of a report; ``auto`` is what the reader's system prefers."""
 T = TypeVar("T")
 PREVIEWS = 6  # cards of a layer on the index
 
 
-def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -> Path:
+def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = (), theme: str = "auto") -> Path:
     """Write all pages into ``out`` and return its index.html; the index comes last.
 
     The pictures that ``data`` refers to are in ``out`` already. Those named in ``pictures`` (paths relative
     to ``out``) count as written by this report, so that the next one in the folder may remove them.
 
-    Raises UsageError if the folder holds somebody else's index.html; ValueError for data that breaks the
-    contract of `onnxviz.report.data`.
+    Raises UsageError if the folder holds somebody else's index.html, or ``theme`` is none of `THEMES`; ValueError for
+    data that breaks the contract of `onnxviz.report.data`.
     """
     _check(data)
+    check_theme(theme)
     folder = Folder(out)
     static = dict(_static())
     names = {name: path for name, (path, _) in static.items()}
@@ -59,7 +63,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     )
     for path, content in static.values():
         folder.write(path, content)
-    environment = _environment(data, names)
+    environment = _environment(data, names, theme)
     layer_page, channel_page = (
         environment.get_template("layer.html"),
         environment.get_template("channel.html"),
@@ -103,6 +107,12 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
     return out / "index.html"
 
 
+def check_theme(theme: str) -> None:
+    """Raise UsageError if ``theme`` is none of `THEMES`."""
+    if theme not in THEMES:
+        raise UsageError(f"Theme {theme!r} is not known. Choose one of {', '.join(THEMES)}.")
+
+
 def as_json(data: ReportData) -> str:
     """All that a report shows, as JSON; null stands for what is no number."""
     return json.dumps(_plain(data), allow_nan=False)
@@ -132,7 +142,7 @@ def _static() -> Iterator[tuple[str, tuple[str, str]]]:
         yield name, (f"static/{stem}-{digest}.{suffix}", content)
 
 
-def _environment(data: ReportData, static: dict[str, str]) -> Environment:
+def _environment(data: ReportData, static: dict[str, str], theme: str) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -152,6 +162,7 @@ def _environment(data: ReportData, static: dict[str, str]) -> Environment:
     environment.globals.update(
         report=data,
         static=static,
+        theme=theme,
         url=shown.url,
         place=shown.place,
         part=shown.part,
