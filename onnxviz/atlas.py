@@ -11,10 +11,13 @@ import math
 import os
 import re
 import shutil
+import tempfile
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 from zipfile import BadZipFile
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
-from onnxviz.images.plates import PlateStyle
+from onnxviz.images.plates import PlateStyle, card_grid
 from onnxviz.model.layers import Layer, find_layer, find_layers
 from onnxviz.report.data import (
     ChannelData,
@@ -94,6 +97,24 @@ class LayerAtlas:
         return tuple(channel for channel in self.pictured if not self.dead(channel))
 
     @property
+    def top(self) -> int:
+        """How many images are kept of each channel, where there are so many."""
+        return int(self.topk.score.shape[1])
+
+    def first(self, top: int) -> LayerAtlas:
+        """With the ``top`` strongest images of each channel only.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if not 1 <= top <= self.top:
+            raise UsageError(
+                f"The atlas has the {self.top} strongest images of each channel; a part can have 1 to {self.top}, "
+                f"not {top}."
+            )
+        return replace(self, topk=self.topk.first(top), overall=self.overall.first(top))
+
+    @property
     def hits_shown(self) -> int:
         """How many hits have pictures, those of all channels together included."""
         return sum(len(self.topk.hits(channel)) for channel in self.alive) + len(self.overall_hits)
@@ -104,7 +125,8 @@ class Atlas:
     """A finished analysis. ``folder`` holds its ``pictures/``; `save` copies them with everything else.
 
     ``images`` gives (name, class, thumbnail) of every image that is somewhere among the hits; ``labels`` are the
-    classes of the images that `LayerAtlas.responses` are of.
+    classes of the images that `LayerAtlas.responses` are of. ``whole`` is the atlas that a part is of: a temporary
+    ``folder`` lives as long as the atlas that it was made for.
     """
 
     model: ModelData
@@ -115,6 +137,7 @@ class Atlas:
     images: Mapping[int, tuple[str, str | None, str]]
     labels: tuple[str | None, ...]
     folder: Path
+    whole: Atlas | None = field(default=None, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> LayerAtlas:
         """A layer by any name that `Network.layer` takes.
@@ -161,17 +184,24 @@ class Atlas:
         return page
 
     def only(
-        self, layers: str | Sequence[str] | None = None, channels: str | Sequence[int] | None = None
+        self,
+        layers: str | Sequence[str] | None = None,
+        channels: str | Sequence[int] | None = None,
+        top: int | None = None,
     ) -> Atlas:
         """A part of the atlas, for a smaller report.
 
         Args:
             layers: names, globs, ranges as `Network.select` takes them; None for all.
             channels: as ``0-15,40``, or numbers; None for all that have pictures.
+            top: how many images of each channel; None for all. Their pictures are cut from the atlas's own and laid
+                out anew in a temporary folder, which lives as long as the part.
 
         Raises:
             LayerNotFoundError: a name fits no layer, or several.
             UnitError: a layer has none of the channels.
+            UsageError: the atlas has fewer images of each channel.
+            AtlasError: a picture is damaged.
         """
         kept = self.layers
         if layers is not None:
@@ -180,16 +210,36 @@ class Atlas:
         if channels is not None:
             asked = channel_ranges(channels)
             kept = tuple(replace(one, pictured=channels_of(one.layer, asked, one.pictured)) for one in kept)
+        if top is not None:
+            kept = tuple(one.first(top) for one in kept)
         slugs = {one.slug for one in kept}
         shown = {hit.image for one in kept for hit in one.overall_hits}
         for one in kept:
             shown.update(hit.image for channel in one.alive for hit in one.topk.hits(channel))
-        return replace(
+        part = replace(
             self,
             layers=kept,
             diagram=tuple(node if node.slug in slugs else replace(node, slug=None) for node in self.diagram),
             images={index: image for index, image in self.images.items() if index in shown},
+            whole=self,
         )
+        return part if top is None else part._with_pictures_of_its_own()
+
+    def _with_pictures_of_its_own(self) -> Atlas:
+        """A part whose layers have fewer hits than the whole, with pictures to match in a temporary folder."""
+        from onnxviz.excerpt import cut_layer
+
+        assert self.whole is not None
+        stored = {one.slug: one for one in self.whole.layers}
+        with ExitStack() as cleanup:
+            folder = Path(tempfile.mkdtemp(prefix="onnxviz-"))
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            _copy_pictures(self.folder, folder, self._pictures())
+            size = self.provenance.input_size
+            layers = tuple(cut_layer(one, stored[one.slug], folder, size) for one in self.layers)
+            part = replace(self, layers=layers, folder=folder)
+            weakref.finalize(part, cleanup.pop_all().close)
+        return part
 
     def _pictures(self) -> list[str]:
         """Every picture file of the report, relative to its folder."""
@@ -394,10 +444,9 @@ class Atlas:
         if not hits:
             return {"card": None, "strips": None}
         style = plate_style(one.layer, self.provenance.input_size)
-        columns = math.ceil(math.sqrt(hits))
         card, strips = picture_paths(one.slug, channel, style)
         return {
-            "card": Sprite(card, math.ceil(hits / columns), 2 * columns, style.card_tile, style.pixelated),
+            "card": Sprite(card, *card_grid(hits), style.card_tile, style.pixelated),
             "strips": Sprite(strips, 2, hits, style.strip_tile, style.pixelated),
         }
 

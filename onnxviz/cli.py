@@ -294,6 +294,9 @@ def report(
     run: RunArgument,
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Only so many images of each channel.", show_default="all")
+    ] = None,
     theme: Theme = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder of the report.", show_default="RUN itself")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
@@ -305,12 +308,12 @@ def report(
 
         atlas = Atlas.load(run)
         target = out or run
-        if layer or channels is not None:
+        if layer or channels is not None or top is not None:
             if target.resolve() == run.resolve():
                 raise UsageError(
                     "A part of a report must not replace the whole: give it a folder with --out."
                 )
-            atlas = atlas.only(layer, channels)
+            atlas = atlas.only(layer, channels, top)
         page = atlas.report(target, theme=theme)
         typer.echo(f"Report: {page}")
         if open_:

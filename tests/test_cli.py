@@ -114,6 +114,7 @@ OPTIONS = {
     "report": {
         "--layer": "all",
         "--channels": "all",
+        "--top": "all",
         "--theme": "auto",
         "--out": "RUN itself",
         "--open": None,
@@ -561,6 +562,25 @@ def test_report_of_a_part(run, tmp_path):
     assert _content(run) == before
 
 
+def test_report_with_fewer_images_of_each_channel(run, tmp_path):
+    before = _content(run)
+    result = _call("report", run, "--top", 4, "--out", tmp_path / "part")
+    assert result.exit_code == 0, result.output
+    whole, part = (
+        json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        for folder in (run, tmp_path / "part")
+    )
+    for layer, other in zip(whole["layers"], part["layers"], strict=True):
+        for row, fewer in zip(layer["rows"], other["rows"], strict=True):
+            assert fewer["hits"] == row["hits"][:4]
+            if fewer["card"]:
+                assert (fewer["card"]["rows"], fewer["card"]["columns"]) == (2, 4)
+                with Image.open(tmp_path / "part" / fewer["card"]["path"]) as card:
+                    height, width = fewer["card"]["tile"]
+                    assert card.size == (4 * width, 2 * height)
+    assert _content(run) == before
+
+
 def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
     for theme in ("auto", "light", "dark"):
         assert _call("report", run, "--theme", theme, "--out", tmp_path / theme).exit_code == 0
@@ -581,7 +601,8 @@ def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
 def test_a_part_does_not_replace_the_whole(run):
     before = _content(run)
     for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
-        _fails(_call("report", run, "-l", "relu1", *target), 2, "must not replace the whole", "--out")
+        for part in (["-l", "relu1"], ["--top", 4]):
+            _fails(_call("report", run, *part, *target), 2, "must not replace the whole", "--out")
     assert _content(run) == before
 
 
@@ -591,6 +612,7 @@ def test_a_part_does_not_replace_the_whole(run):
         (["-l", "conv9"], 2, "No layer is called 'conv9'"),
         (["--channels", "900"], 2, "none of those asked for"),
         (["--channels", "a"], 2, "write numbers and ranges"),
+        (["--top", "10"], 2, "1 to 9, not 10"),
         (["--theme", "sepia"], 2, "auto, light, dark"),
     ],
 )

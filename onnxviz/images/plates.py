@@ -19,7 +19,7 @@ from PIL import Image
 from onnxviz.images import render
 from onnxviz.images.fitting import inscribed
 
-__all__ = ["HitTiles", "Plate", "PlateStyle"]
+__all__ = ["HitTiles", "Plate", "PlateStyle", "card_grid"]
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
@@ -178,7 +178,7 @@ def _shrunk(picture: Array, size: tuple[int, int]) -> Array:
 class Plate:
     """The finished pictures of one channel, and how they are divided.
 
-    ``card`` is (H, W, 3) uint8, ``strips`` (H, W) uint8, colours of `PALETTE`.
+    ``card`` is (H, W, 3) uint8, ``strips`` (H, W) uint8, colours of `PALETTE`; read from a file with loss, (H, W, 3).
     """
 
     card: Picture
@@ -189,16 +189,29 @@ class Plate:
     @classmethod
     def of(cls, hits: Sequence[HitTiles]) -> Plate:
         """Lay hits out: projections beside patches in a square-ish grid; strips with one column a hit."""
-        columns = math.ceil(math.sqrt(len(hits)))
-        rows = math.ceil(len(hits) / columns)
-        halves = [
-            render.grid(tiles, columns, rows=rows)
-            for tiles in ([hit.projection for hit in hits], [hit.patch for hit in hits])
-        ]
         strips = [np.concatenate(tiles, axis=1) for tiles in zip(*(hit.maps for hit in hits), strict=True)]
-        return cls(
-            np.concatenate(halves, axis=1),
-            np.concatenate(strips),
-            (rows, 2 * columns),
-            (len(strips), len(hits)),
-        )
+        card = _card([hit.projection for hit in hits], [hit.patch for hit in hits])
+        return cls(card, np.concatenate(strips), card_grid(len(hits)), (len(strips), len(hits)))
+
+    def first(self, count: int) -> Plate:
+        """The first ``count`` hits alone, laid out as `of` would."""
+        lines = [np.split(line, self.card_grid[1], axis=1) for line in np.split(self.card, self.card_grid[0])]
+        half = self.card_grid[1] // 2
+        projections = [tile for line in lines for tile in line[:half]][:count]
+        patches = [tile for line in lines for tile in line[half:]][:count]
+        rows, columns = self.strip_grid
+        strips = self.strips[:, : self.strips.shape[1] // columns * count]
+        return Plate(_card(projections, patches), strips, card_grid(count), (rows, count))
+
+
+def card_grid(hits: int) -> tuple[int, int]:
+    """Rows and columns of a card: square-ish, and as wide again for the patches."""
+    columns = math.ceil(math.sqrt(hits))
+    return math.ceil(hits / columns), 2 * columns
+
+
+def _card(projections: Sequence[Picture], patches: Sequence[Picture]) -> Picture:
+    """Tiles in rank order, row by row: projections to the left, patches to the right."""
+    rows, columns = card_grid(len(projections))
+    halves = [render.grid(tiles, columns // 2, rows=rows) for tiles in (projections, patches)]
+    return np.concatenate(halves, axis=1)

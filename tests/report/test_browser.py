@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,11 @@ def test_dark_is_dark(visit: Any, report: Rendered) -> None:
 @pytest.fixture(scope="module")
 def themed(report: Rendered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rendered]:
     """The report once more in each theme."""
+    data, first = report
     folders = {}
     for theme in ("light", "dark"):
-        out = tmp_path_factory.mktemp(theme)
-        data = make_report(out, layers=3, channels=8)
+        out = tmp_path_factory.mktemp(theme) / "report"
+        shutil.copytree(first, out)
         write_report(data, out, theme=theme)
         folders[theme] = data, out
     return folders
