@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -45,6 +45,9 @@ from onnxviz.report.data import (
     ReportData,
     Sprite,
 )
+
+if TYPE_CHECKING:
+    from onnxviz.views import LayerView
 
 __all__ = ["Atlas", "LayerAtlas", "channel_ranges", "channels_of", "slugs", "write_atomically"]
 
@@ -139,14 +142,16 @@ class Atlas:
     folder: Path
     whole: Atlas | None = field(default=None, repr=False, compare=False)
 
-    def __getitem__(self, name: str) -> LayerAtlas:
-        """A layer by any name that `Network.layer` takes.
+    def __getitem__(self, name: str) -> LayerView:
+        """A layer by any name that `Network.layer` takes; it gives its channels by number.
 
         Raises:
             LayerNotFoundError: none or several of the atlas's layers have it.
         """
         found = find_layer([one.layer for one in self.layers], name)
-        return next(one for one in self.layers if one.layer is found)
+        from onnxviz.views import LayerView
+
+        return LayerView.of(next(one for one in self.layers if one.layer is found), self)
 
     def report(self, out: str | Path, *, theme: str = "auto") -> Path:
         """Write the HTML report into a folder and return its ``index.html``.

@@ -142,7 +142,7 @@ def _static() -> Iterator[tuple[str, tuple[str, str]]]:
         yield name, (f"static/{stem}-{digest}.{suffix}", content)
 
 
-def _environment(data: ReportData, static: dict[str, str], theme: str) -> Environment:
+def _environment(data: ReportData, static: dict[str, str], theme: str = "auto") -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
