@@ -105,7 +105,7 @@ class LayerAtlas:
         return int(self.topk.score.shape[1])
 
     def first(self, top: int) -> LayerAtlas:
-        """With the ``top`` strongest images of each channel only.
+        """With the ``top`` strongest images of each channel only; pictures stay what they are (`Atlas.only` cuts them).
 
         Raises:
             UsageError: there are fewer.
