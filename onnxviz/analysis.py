@@ -33,6 +33,7 @@ from onnxviz.progress import Progress
 from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
+from onnxviz.report.render import check_theme
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import DEFAULT_MEMORY
 from onnxviz.runtime import release_memory
@@ -72,6 +73,7 @@ def analyze(
     montage: bool = False,
     folder: str | Path | None = None,
     report: str | Path | None = None,
+    theme: str = "auto",
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
@@ -96,7 +98,7 @@ def analyze(
         montage: also make one PNG of all cards of each layer.
         folder: where pictures are written; by default a temporary folder that lives as long as the atlas.
         report: instead, the folder of a report, which is written while it is drawn, with the atlas itself; it opens
-            at any time, and if the run is broken off it is left with what there is.
+            at any time, and if the run is broken off it is left with what there is. ``theme`` as of `Atlas.report`.
         command: how the job was called, for the report.
 
     Raises:
@@ -141,6 +143,7 @@ def analyze(
     source = _source(images, recipe, names, progress)
     if report is not None and folder is not None:
         raise UsageError("Give a folder for the pictures or one for the report, not both.")
+    check_theme(theme)
     folder = folder if report is None else report
     if folder is not None:
         check_folder(Path(folder))
@@ -222,7 +225,7 @@ def analyze(
             labels=tuple(source.samples[index].label for index in result.layers[0].responses.image.tolist()),
             folder=folder,
         )
-        publisher = Publisher(atlas) if report is not None else None
+        publisher = Publisher(atlas, theme) if report is not None else None
         try:
             drawn = []
             for bare in bare_layers:

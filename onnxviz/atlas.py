@@ -11,12 +11,15 @@ import math
 import os
 import re
 import shutil
+import tempfile
+import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
-from onnxviz.images.plates import PlateStyle, card_grid
+from onnxviz.images.plates import PlateStyle, half_grid
 from onnxviz.model.layers import Layer, find_layer, find_layers
 from onnxviz.report.data import (
     ChannelData,
@@ -43,6 +46,9 @@ from onnxviz.report.data import (
     Sprite,
     Variant,
 )
+
+if TYPE_CHECKING:
+    from onnxviz.views import LayerView
 
 __all__ = [
     "Atlas",
@@ -106,6 +112,24 @@ class LayerAtlas:
         return tuple(channel for channel in self.pictured if not self.dead(channel))
 
     @property
+    def top(self) -> int:
+        """How many images are kept of each channel, where there are so many."""
+        return int(self.topk.score.shape[1])
+
+    def first(self, top: int) -> LayerAtlas:
+        """With the ``top`` strongest images of each channel only; pictures stay what they are (`Atlas.only` cuts them).
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        if not 1 <= top <= self.top:
+            raise UsageError(
+                f"The atlas has the {self.top} strongest images of each channel; a part can have 1 to {self.top}, "
+                f"not {top}."
+            )
+        return replace(self, topk=self.topk.first(top), overall=self.overall.first(top))
+
+    @property
     def hits_shown(self) -> int:
         """How many hits have pictures, those of all channels together included."""
         return sum(len(self.topk.hits(channel)) for channel in self.alive) + len(self.overall_hits)
@@ -116,7 +140,8 @@ class Atlas:
     """A finished analysis. ``folder`` holds its ``pictures/``; `save` copies them with everything else.
 
     ``images`` gives (name, class, thumbnail) of every image that is somewhere among the hits; ``labels`` are the
-    classes of the images that `LayerAtlas.responses` are of.
+    classes of the images that `LayerAtlas.responses` are of. ``whole`` is the atlas that a part is of: a temporary
+    ``folder`` lives as long as the atlas that it was made for.
     """
 
     model: ModelData
@@ -127,40 +152,53 @@ class Atlas:
     images: Mapping[int, tuple[str, str | None, str]]
     labels: tuple[str | None, ...]
     folder: Path
+    whole: Atlas | None = field(default=None, repr=False, compare=False)
 
-    def __getitem__(self, name: str) -> LayerAtlas:
-        """A layer by any name that `Network.layer` takes.
+    def __getitem__(self, name: str) -> LayerView:
+        """A layer by any name that `Network.layer` takes; it gives its channels by number.
 
         Raises:
             LayerNotFoundError: none or several of the atlas's layers have it.
         """
         found = find_layer([one.layer for one in self.layers], name)
-        return next(one for one in self.layers if one.layer is found)
+        from onnxviz.views import LayerView
 
-    def report(self, out: str | Path) -> Path:
-        """Write the HTML report into a folder and return its ``index.html``."""
+        return LayerView.of(next(one for one in self.layers if one.layer is found), self)
+
+    def report(self, out: str | Path, *, theme: str = "auto") -> Path:
+        """Write the HTML report into a folder and return its ``index.html``.
+
+        Args:
+            theme: ``light``, ``dark``, or ``auto``: as the reader's system prefers.
+        """
         from onnxviz.report.folder import check_folder
-        from onnxviz.report.render import write_report
+        from onnxviz.report.render import check_theme, write_report
 
         out = Path(out)
+        check_theme(theme)
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self.pictures())
-        return write_report(self.report_data(), out, pictures=self.pictures())
+        return write_report(self.report_data(), out, pictures=self.pictures(), theme=theme)
 
-    def report_file(self, path: str | Path) -> Path:
+    def report_file(self, path: str | Path, *, theme: str = "auto") -> Path:
         """Write the HTML report into one file, pictures included, and return its path.
+
+        Args:
+            theme: as of `report`.
 
         Raises:
             UsageError: the path does not end in .html, or there is something that this did not write.
         """
+        from onnxviz.report.render import check_theme
         from onnxviz.report.single import check_file, write_single
 
         path = Path(path)
+        check_theme(theme)
         check_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         data = self.report_data()
-        write_atomically(path, lambda partial: write_single(data, self.folder, partial))
+        write_atomically(path, lambda partial: write_single(data, self.folder, partial, theme=theme))
         return path
 
     def _repr_html_(self) -> str:
@@ -169,27 +207,38 @@ class Atlas:
 
         return atlas_html(self)
 
-    def publish(self, out: str | Path) -> Path:
-        """Write the report and the atlas itself into one folder, and return the ``index.html``."""
+    def publish(self, out: str | Path, *, theme: str = "auto") -> Path:
+        """Write the report and the atlas itself into one folder, and return the ``index.html``.
+
+        Args:
+            theme: as of `report`.
+        """
         out = Path(out)
         # An atlas of a former run must not outlive its pictures, whatever happens on the way.
         (out / "atlas.json").unlink(missing_ok=True)
-        page = self.report(out)
+        page = self.report(out, theme=theme)
         replace(self, folder=out).save(out)
         return page
 
     def only(
-        self, layers: str | Sequence[str] | None = None, channels: str | Sequence[int] | None = None
+        self,
+        layers: str | Sequence[str] | None = None,
+        channels: str | Sequence[int] | None = None,
+        top: int | None = None,
     ) -> Atlas:
         """A part of the atlas, for a smaller report.
 
         Args:
             layers: names, globs, ranges as `Network.select` takes them; None for all.
             channels: as ``0-15,40``, or numbers; None for all that have pictures.
+            top: how many images of each channel; None for all. Their pictures are cut from the atlas's own and laid
+                out anew in a temporary folder, which lives as long as the part.
 
         Raises:
             LayerNotFoundError: a name fits no layer, or several.
             UnitError: a layer has none of the channels.
+            UsageError: the atlas has fewer images of each channel.
+            AtlasError: a picture is damaged.
         """
         kept = self.layers
         if layers is not None:
@@ -198,7 +247,10 @@ class Atlas:
         if channels is not None:
             asked = channel_ranges(channels)
             kept = tuple(replace(one, pictured=channels_of(one.layer, asked, one.pictured)) for one in kept)
-        return self.with_layers(kept)
+        if top is not None:
+            kept = tuple(one.first(top) for one in kept)
+        part = replace(self.with_layers(kept), whole=self)
+        return part if top is None else part._with_pictures_of_its_own()
 
     def with_layers(self, layers: Sequence[LayerAtlas]) -> Atlas:
         """The atlas with these of its layers, and the images that they show."""
@@ -212,6 +264,23 @@ class Atlas:
             diagram=tuple(node if node.slug in slugs else replace(node, slug=None) for node in self.diagram),
             images={index: image for index, image in self.images.items() if index in shown},
         )
+
+    def _with_pictures_of_its_own(self) -> Atlas:
+        """A part whose layers have fewer hits than the whole, with pictures to match in a temporary folder."""
+        from onnxviz.excerpt import cut_layer
+
+        assert self.whole is not None
+        stored = {one.slug: one for one in self.whole.layers}
+        with ExitStack() as cleanup:
+            folder = Path(tempfile.mkdtemp(prefix="onnxviz-"))
+            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+            _copy_pictures(self.folder, folder, self.pictures())
+            size = self.provenance.input_size
+            ways = len(self.provenance.compared)
+            layers = tuple(cut_layer(one, stored[one.slug], folder, size, ways) for one in self.layers)
+            part = replace(self, layers=layers, folder=folder)
+            weakref.finalize(part, cleanup.pop_all().close)
+        return part
 
     def noted(self, note: str) -> Atlas:
         """The atlas with one note more for the reader."""
@@ -425,7 +494,7 @@ class Atlas:
         if not hits:
             return {"card": None, "strips": None, "compared": None}
         style, ways = plate_style(one.layer, self.provenance.input_size), len(self.provenance.compared)
-        rows, columns = card_grid(hits)
+        rows, columns = half_grid(hits)
         card, strips = picture_paths(one.slug, channel, style)
 
         def tiles(path: str, halves: int) -> Sprite:

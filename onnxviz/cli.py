@@ -114,6 +114,9 @@ Activation = Annotated[
         show_default="rectify; gradient with --method gradient",
     ),
 ]
+Theme = Annotated[
+    str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -241,6 +244,7 @@ def analyze(
     montage: Annotated[
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
     ] = False,
+    theme: Theme = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report.", show_default="reports/MODEL")
     ] = None,
@@ -258,11 +262,13 @@ def analyze(
     with _errors(debug):
         from onnxviz.analysis import analyze as run
         from onnxviz.report.folder import check_folder
+        from onnxviz.report.render import check_theme
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
         if single_file and target.suffix == ".html":
             target = target.with_suffix("")
+        check_theme(theme)
         check_folder(target)
         file = file_beside(target) if single_file else None
         if file:
@@ -297,10 +303,11 @@ def analyze(
                 montage=montage,
                 progress=bar,
                 report=target,
+                theme=theme,
                 command=shlex.join(["onnxviz", *sys.argv[1:]]),
             )
             if file:
-                atlas.report_file(file)
+                atlas.report_file(file, theme=theme)
         skipped = atlas.provenance.skipped
         typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
         for name, reason in skipped[:5]:
@@ -323,6 +330,10 @@ def report(
     run: RunArgument,
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Only so many images of each channel.", show_default="all")
+    ] = None,
+    theme: Theme = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -347,17 +358,17 @@ def report(
         if single_file:
             check_file(target)
         atlas = Atlas.load(run)
-        if layer or channels is not None:
+        if layer or channels is not None or top is not None:
             if target.resolve() == whole.resolve():
                 raise UsageError(
                     "A part of a report must not replace the whole: give it a place of its own with --out."
                 )
-            atlas = atlas.only(layer, channels)
+            atlas = atlas.only(layer, channels, top)
         if single_file:
-            page = atlas.report_file(target)
+            page = atlas.report_file(target, theme=theme)
             typer.echo(_file_line(page))
         else:
-            page = atlas.report(target)
+            page = atlas.report(target, theme=theme)
             typer.echo(f"Report: {page}")
         if open_:
             _browse(page)
@@ -367,6 +378,12 @@ def report(
 def export(
     run: RunArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Tables: channels.csv and hits.csv.")] = False,
+    parquet: Annotated[
+        bool,
+        typer.Option(
+            "--parquet", help="The same tables as channels.parquet and hits.parquet; needs pyarrow."
+        ),
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="All that the report shows: report.json.")] = False,
     png: Annotated[
         bool, typer.Option("--png", help="Plates for print, 24 channels each, with captions.")
@@ -381,13 +398,15 @@ def export(
         from onnxviz import export as writers
         from onnxviz.atlas import Atlas
 
-        if not (csv or json_ or png):
-            raise UsageError("Say what to write: --csv, --json, --png, or several.")
+        if not (csv or parquet or json_ or png):
+            raise UsageError("Say what to write: --csv, --parquet, --json, --png, or several.")
         atlas = Atlas.load(run)
         if layer or channels is not None:
             atlas = atlas.only(layer, channels)
         target = out or run / "export"
         written: list[Path] = []
+        if parquet:  # first: it alone may lack what it needs
+            written += writers.export_parquet(atlas, target)
         if csv:
             written += writers.export_csv(atlas, target)
         if json_:

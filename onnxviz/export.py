@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +17,37 @@ from onnxviz.images import render
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.render import as_json
 
-__all__ = ["export_csv", "export_json", "export_png"]
+__all__ = ["export_csv", "export_json", "export_parquet", "export_png"]
 
-CHANNEL_COLUMNS = (
-    "layer",
-    "alias",
-    "channel",
-    "name",
-    "dead",
-    "largest",
-    "mean",
-    "activity",
-    "selectivity",
-)
-HIT_COLUMNS = (
-    "layer",
-    "alias",
-    "channel",
-    "rank",
-    "image",
-    "label",
-    "score",
-    "activation",
-    "y",
-    "x",
-    "top",
-    "left",
-    "bottom",
-    "right",
-)
+CHANNEL_COLUMNS: dict[str, type] = {
+    "layer": str,
+    "alias": str,
+    "channel": int,
+    "name": str,
+    "dead": bool,
+    "largest": float,
+    "mean": float,
+    "activity": float,
+    "selectivity": float,
+}
+HIT_COLUMNS: dict[str, type] = {
+    "layer": str,
+    "alias": str,
+    "channel": int,
+    "rank": int,
+    "image": str,
+    "label": str,
+    "score": float,
+    "activation": float,
+    "y": int,
+    "x": int,
+    "top": int,
+    "left": int,
+    "bottom": int,
+    "right": int,
+}
+"""The columns of both tables, whatever the file, and what is in them."""
+
 _PLATE = 24
 """Channels on a plate."""
 _DPI = 300
@@ -62,6 +65,47 @@ def export_csv(atlas: Atlas, out: Path) -> tuple[Path, Path]:
     _write_csv(channels, CHANNEL_COLUMNS, _channel_rows(data))
     _write_csv(hits, HIT_COLUMNS, _hit_rows(data))
     return channels, hits
+
+
+def export_parquet(atlas: Atlas, out: Path) -> tuple[Path, Path]:
+    """Write ``channels.parquet`` and ``hits.parquet``: the tables of `export_csv` with types, and text as it is.
+
+    What is no number is null. The files' metadata name onnxviz's version, the model and its hash.
+
+    Raises:
+        OnnxvizError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OnnxvizError(f"Parquet needs pyarrow ({error}). Install it: pip install pyarrow") from error
+    types = {
+        str: pyarrow.string(),
+        int: pyarrow.int64(),
+        float: pyarrow.float64(),
+        bool: pyarrow.bool_(),
+    }
+    data = atlas.report_data()
+    facts = {
+        "onnxviz.version": version("onnxviz"),
+        "onnxviz.model": data.model.name,
+        "onnxviz.sha256": data.model.sha256,
+    }
+    metadata = {name: text.encode("utf-8", errors="replace") for name, text in facts.items()}
+
+    def write(name: str, columns: Mapping[str, type], rows: Iterable[tuple[Any, ...]]) -> Path:
+        schema = pyarrow.schema([(column, types[kind]) for column, kind in columns.items()], metadata)
+        values = [[_value(value) for value in row] for row in rows]
+        arrays = [pyarrow.array([row[i] for row in values], field.type) for i, field in enumerate(schema)]
+        table = pyarrow.table(arrays, schema=schema)
+        path = out / name
+        write_atomically(path, lambda partial: pyarrow.parquet.write_table(table, partial))
+        return path
+
+    out.mkdir(parents=True, exist_ok=True)
+    channels = write("channels.parquet", CHANNEL_COLUMNS, _channel_rows(data))
+    return channels, write("hits.parquet", HIT_COLUMNS, _hit_rows(data))
 
 
 def export_json(atlas: Atlas, out: Path) -> Path:
@@ -101,7 +145,7 @@ def _rows(layer: LayerData) -> Iterator[tuple[tuple[Any, ...], ChannelData]]:
 def _channel_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
     for layer in data.layers:
         for start, one in _rows(layer):
-            yield (*start, one.name, int(one.dead), one.largest, one.mean, one.activity, one.selectivity)
+            yield (*start, one.name, one.dead, one.largest, one.mean, one.activity, one.selectivity)
 
 
 def _hit_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
@@ -112,10 +156,10 @@ def _hit_rows(data: ReportData) -> Iterator[tuple[Any, ...]]:
                 yield (*start, hit.rank, hit.image, hit.label, hit.score, hit.activation, *place)
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(path: Path, columns: Iterable[str], rows: Iterable[tuple[Any, ...]]) -> None:
 
     def write(partial: Path) -> None:
-        with partial.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
+        with partial.open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows([_cell(value) for value in row] for row in rows)
@@ -124,9 +168,22 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[Any, ...
     write_atomically(path, write)
 
 
+def _value(value: Any) -> Any:
+    """A value of a table: None for what is no number, and text as UTF-8 can hold it."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace").decode("utf-8")
+    return value
+
+
 def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+    """A value as CSV has it: no number is an empty cell, true is 1, and no text starts a formula."""
+    value = _value(value)
+    if value is None:
         return ""
+    if isinstance(value, bool):
+        return int(value)
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"  # a spreadsheet would run it
     return value

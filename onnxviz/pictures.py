@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.project import Projector
 
-__all__ = ["SEEDS", "Way", "draw_layer", "project_image", "wanted_maps"]
+__all__ = ["SEEDS", "Way", "draw_layer", "project_image", "wanted_maps", "write_montage"]
 
 Array: TypeAlias = NDArray[Any]
 Box: TypeAlias = tuple[int, int, int, int]
@@ -129,11 +129,7 @@ def draw_layer(
                 write(channel, plate, [of[channel] for of in compared])
         for future in written:
             future.result()
-    path = None
-    if montage and cards:
-        path = f"{one.slug}-top{one.topk.score.shape[1]}.png"
-        render.save(_montage(cards, one), out / path)
-    return replace(one, overall=overall, montage=path)
+    return replace(one, overall=overall, montage=write_montage(cards, one, out) if cards else None)
 
 
 def _write(
@@ -152,10 +148,15 @@ def _write(
         render.save(side_by_side(compared), path, lossless=True, quality=_CARD_QUALITY)
 
 
-def _montage(cards: dict[int, Array], one: LayerAtlas) -> Array:
-    """All cards under their channels' numbers; cards of few hits are filled up with grey, small ones enlarged."""
+def write_montage(cards: Mapping[int, Array], one: LayerAtlas, out: Path) -> str:
+    """Write all cards as one PNG into ``out``, under their channels' numbers, and return its path there.
+
+    Cards of few hits are filled up with grey, small ones enlarged.
+    """
     names = [f"{c} {one.names[c]}" if one.names else str(c) for c in cards]
-    return render.montage(render.alike(list(cards.values()), 144), names)
+    path = f"{one.slug}-top{one.top}.png"
+    render.save(render.montage(render.alike(list(cards.values()), 144), names), out / path)
+    return path
 
 
 def _cropped(projection: Array, box: tuple[int, int, int, int]) -> Array:

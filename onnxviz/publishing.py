@@ -19,15 +19,16 @@ class Publisher:
 
     Args:
         planned: the atlas with all its layers, none of them drawn.
+        theme: of the pages, as of `Atlas.report`.
     """
 
-    def __init__(self, planned: Atlas) -> None:
-        self._planned, self._folder = planned, planned.folder
+    def __init__(self, planned: Atlas, theme: str = "auto") -> None:
+        self._planned, self._folder, self._theme = planned, planned.folder, theme
         self._layers: dict[str, LayerAtlas] = {}
         self._shown: dict[str, LayerData] = {}
         # An atlas of a former run must not outlive its pictures, whatever happens on the way.
         (self._folder / "atlas.json").unlink(missing_ok=True)
-        self._writer = ReportWriter(self._folder)
+        self._writer = ReportWriter(self._folder, theme)
         for name in (IMAGES, *(one.slug for one in planned.layers)):
             self._writer.drop(f"{PICTURES}/{name}")
 
@@ -72,9 +73,9 @@ class Publisher:
         if missing:
             atlas = atlas.noted(f"The run was broken off: {'; '.join(missing)}.")
         if kept:
-            atlas.publish(self._folder)
+            atlas.publish(self._folder, theme=self._theme)
         else:
-            atlas.report(self._folder)
+            atlas.report(self._folder, theme=self._theme)
         return atlas
 
     def _with(self, one: LayerAtlas) -> ReportData:

@@ -107,6 +107,7 @@ OPTIONS = {
         "--feed": None,
         "--labels": None,
         "--montage": None,
+        "--theme": "auto",
         "--out": "reports/MODEL",
         "--single-file": None,
         "--open": None,
@@ -115,6 +116,8 @@ OPTIONS = {
     "report": {
         "--layer": "all",
         "--channels": "all",
+        "--top": "all",
+        "--theme": "auto",
         "--out": "RUN itself",
         "--single-file": None,
         "--open": None,
@@ -122,6 +125,7 @@ OPTIONS = {
     },
     "export": {
         "--csv": None,
+        "--parquet": None,
         "--json": None,
         "--png": None,
         "--layer": "all",
@@ -176,6 +180,7 @@ CHOICES = {
     "--provider": ("auto", "cuda", "cpu"),
     "--engine": ("auto", "stages", "graph", "numpy"),
     "--preprocess": ("imagenet", "caffe", "tf", "unit", "raw"),
+    "--theme": ("light", "dark", "auto"),
 }
 
 
@@ -379,6 +384,7 @@ WRONG = {
     "mean-text": (["small.onnx", "-l", "conv1", "--mean", "1,x,3", *PHOTOS], 2, ["--mean", "1,x,3"]),
     "std-zero": (["small.onnx", "-l", "conv1", "--std", "0", *PHOTOS], 2, ["--std"]),
     "labels": (["small.onnx", "-l", "conv1", "--labels", "names.txt", *PHOTOS], 2, ["names.txt"]),
+    "theme": (["small.onnx", "-l", "conv1", "--theme", "sepia", *PHOTOS], 2, ["sepia", "auto, light, dark"]),
     "out-file": (["small.onnx", "-l", "conv1", "--out", "text.onnx", *PHOTOS], 2, ["text.onnx", "file"]),
     "out-foreign": (["small.onnx", "-l", "conv1", "--out", "site", *PHOTOS], 2, ["site", "index.html"]),
 }  # fmt: skip
@@ -559,10 +565,47 @@ def test_report_of_a_part(run, tmp_path):
     assert _content(run) == before
 
 
+def test_report_with_fewer_images_of_each_channel(run, tmp_path):
+    before = _content(run)
+    result = _call("report", run, "--top", 4, "--out", tmp_path / "part")
+    assert result.exit_code == 0, result.output
+    whole, part = (
+        json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        for folder in (run, tmp_path / "part")
+    )
+    for layer, other in zip(whole["layers"], part["layers"], strict=True):
+        for row, fewer in zip(layer["rows"], other["rows"], strict=True):
+            assert fewer["hits"] == row["hits"][:4]
+            if fewer["card"]:
+                assert (fewer["card"]["rows"], fewer["card"]["columns"]) == (2, 4)
+                with Image.open(tmp_path / "part" / fewer["card"]["path"]) as card:
+                    height, width = fewer["card"]["tile"]
+                    assert card.size == (4 * width, 2 * height)
+    assert _content(run) == before
+
+
+def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
+    for theme in ("auto", "light", "dark"):
+        assert _call("report", run, "--theme", theme, "--out", tmp_path / theme).exit_code == 0
+    auto, light, dark = (_content(tmp_path / theme) for theme in ("auto", "light", "dark"))
+    assert auto.keys() == light.keys() == dark.keys()
+    changed = {name for name in auto if auto[name] != dark[name]}
+    assert changed == {name for name in auto if name.endswith(".html")}
+    for name in changed:
+        for theme, page in (("light", light[name]), ("dark", dark[name])):
+            start = f'<html lang="en" data-theme="{theme}">'.encode()
+            plain = page.replace(start, b'<html lang="en">', 1)
+            assert plain.replace(f'"{theme}">'.encode(), b'"light dark">', 1) == auto[name]
+    options = ["-l", "conv1", "--images", folder / "photos", "--theme", "dark", "--out", tmp_path / "new"]
+    assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+    assert b'data-theme="dark"' in (tmp_path / "new" / "index.html").read_bytes()
+
+
 def test_a_part_does_not_replace_the_whole(run):
     before = _content(run)
     for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
-        _fails(_call("report", run, "-l", "relu1", *target), 2, "must not replace the whole", "--out")
+        for part in (["-l", "relu1"], ["--top", 4]):
+            _fails(_call("report", run, *part, *target), 2, "must not replace the whole", "--out")
     assert _content(run) == before
 
 
@@ -649,6 +692,8 @@ def test_analyze_refuses_the_file_before_it_reads_the_model(folder, tmp_path):
         (["-l", "conv9"], 2, "No layer is called 'conv9'"),
         (["--channels", "900"], 2, "none of those asked for"),
         (["--channels", "a"], 2, "write numbers and ranges"),
+        (["--top", "10"], 2, "1 to 9, not 10"),
+        (["--theme", "sepia"], 2, "auto, light, dark"),
     ],
 )
 def test_wrong_calls_of_report(run, tmp_path, options, code, part):

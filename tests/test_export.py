@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import json
 import math
+import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import onnxviz
-from onnxviz import cli
+from onnxviz import cli, export
 from onnxviz.images import render
 from tests.model.nets import small, write
 
@@ -68,6 +70,96 @@ def test_tables(run, tmp_path):
     assert {row["label"] for row in hits} == {"'=1+1", "an é", 'q"u,o'}
 
 
+NAMES = ("=1+1", "-x", "\ttab", '"><b>', "שלום \u202egpj.exe", "broken \udc80", "zero \0 byte", "")
+
+
+def _read_parquet(path):
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path)
+
+
+def test_parquet_has_the_atlas_own_numbers(run, tmp_path):
+    result = _call(run, "--parquet", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [str(tmp_path / f"{n}.parquet") for n in ("channels", "hits")]
+    channels, hits = (_read_parquet(tmp_path / f"{name}.parquet") for name in ("channels", "hits"))
+    kinds = {field.name: str(field.type) for table in (channels, hits) for field in table.schema}
+    assert {name for name, kind in kinds.items() if kind == "string"} == {
+        "layer", "alias", "name", "image", "label",
+    }  # fmt: skip
+    assert {name for name, kind in kinds.items() if kind == "int64"} == {
+        "channel", "rank", "y", "x", "top", "left", "bottom", "right",
+    }  # fmt: skip
+    assert {name for name, kind in kinds.items() if kind == "bool"} == {"dead"}
+    assert {name for name, kind in kinds.items() if kind == "double"} == {
+        "largest", "mean", "activity", "selectivity", "score", "activation",
+    }  # fmt: skip
+    data = onnxviz.Atlas.load(run).report_data()
+    expected = [(layer, one) for layer in data.layers for one in (layer.all_channels, *layer.rows)]
+    for row, (layer, one) in zip(channels.to_pylist(), expected, strict=True):
+        numbers = {name: getattr(one, name) for name in ("largest", "mean", "activity", "selectivity")}
+        numbers = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        facts = {"channel": one.index, "name": one.name, "dead": one.dead}
+        assert row == {"layer": layer.name, "alias": layer.alias, **facts, **numbers}
+    flat = [(layer, one, hit) for layer, one in expected for hit in one.hits]
+    for row, (layer, one, hit) in zip(hits.to_pylist(), flat, strict=True):
+        box = dict(zip(("top", "left", "bottom", "right"), hit.box, strict=True))
+        own = {n: getattr(hit, n) for n in ("rank", "image", "label", "score", "activation", "y", "x")}
+        assert row == {"layer": layer.name, "alias": layer.alias, "channel": one.index, **own, **box}
+    assert None in channels["selectivity"].to_pylist()  # of all channels together
+
+
+def test_parquet_and_csv_are_the_same_tables(run, tmp_path):
+    assert _call(run, "--csv", "--parquet", "--out", tmp_path).exit_code == 0
+    for name in ("channels", "hits"):
+        plain, typed = _table(tmp_path / f"{name}.csv"), _read_parquet(tmp_path / f"{name}.parquet")
+        assert list(plain[0]) == typed.column_names
+        for row, other in zip(plain, typed.to_pylist(), strict=True):
+            for column, value in other.items():
+                text = row[column].removeprefix("'")
+                if value is None:
+                    assert text == ""
+                else:
+                    assert (type(value)(int(text)) if isinstance(value, bool) else type(value)(text)) == value
+
+
+def test_parquet_says_where_it_comes_from(run, tmp_path):
+    atlas = onnxviz.Atlas.load(run)
+    model = dataclasses.replace(atlas.model, name="net \udc80 é")
+    for path in export.export_parquet(dataclasses.replace(atlas, model=model), tmp_path):
+        metadata = _read_parquet(path).schema.metadata
+        assert metadata[b"onnxviz.version"].decode() == version("onnxviz")
+        assert metadata[b"onnxviz.model"].decode() == "net ? é"
+        assert metadata[b"onnxviz.sha256"].decode() == atlas.model.sha256 != ""
+
+
+def test_parquet_keeps_hostile_names_as_they_are(run, tmp_path):
+    atlas = onnxviz.Atlas.load(run)
+    images = {
+        index: (NAMES[i % len(NAMES)], NAMES[-1 - i % len(NAMES)], thumbnail)
+        for i, (index, (_, _, thumbnail)) in enumerate(atlas.images.items())
+    }
+    atlas = dataclasses.replace(atlas, images=images)
+    _, path = export.export_parquet(atlas, tmp_path)
+    rows = _read_parquet(path).to_pylist()
+    shown = [hit for layer in atlas.report_data().layers for hit in layer.all_channels.hits]
+    found = [row for row in rows if row["channel"] is None]
+    assert [row["image"] for row in found] == [hit.image.replace("\udc80", "?") for hit in shown]
+    assert [row["label"] for row in found] == [hit.label.replace("\udc80", "?") for hit in shown]
+    assert {row["image"] for row in rows} == {name.replace("\udc80", "?") for name in NAMES}
+
+
+@pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
+def test_without_pyarrow_it_says_what_to_install(run, tmp_path, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    result = _call(run, "--csv", "--parquet", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: Parquet needs pyarrow")
+    assert "pip install pyarrow" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_json_is_the_reports(run, tmp_path):
     assert _call(run, "--json", "--out", tmp_path).exit_code == 0
     assert (tmp_path / "report.json").read_bytes() == (run / "report.json").read_bytes()
@@ -120,7 +212,7 @@ def test_it_goes_into_the_run_by_default(run):
 
 def test_wrong_calls(run, tmp_path):
     for arguments, part in (
-        ([run], "--csv, --json, --png"),
+        ([run], "--csv, --parquet, --json, --png"),
         ([run, "--csv", "-l", "conv9"], "No layer is called 'conv9'"),
     ):
         result = _call(*arguments, "--out", tmp_path / "out")

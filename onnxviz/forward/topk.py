@@ -64,6 +64,10 @@ class TopK:
         """Of some channels only."""
         return TopK(**{name: array[part] for name, array in self.arrays().items()})
 
+    def first(self, k: int) -> TopK:
+        """The best ``k`` of each channel only."""
+        return TopK(**{name: array[:, :k] for name, array in self.arrays().items()})
+
     def _pairs(self, other: TopK) -> Iterator[tuple[str, Array, Array]]:
         for name in ("score", "activation", "image", "y", "x"):
             yield name, getattr(self, name), getattr(other, name)

@@ -19,7 +19,7 @@ from PIL import Image
 from onnxviz.images import render
 from onnxviz.images.fitting import inscribed
 
-__all__ = ["HitTiles", "Plate", "PlateStyle", "card_grid", "side_by_side"]
+__all__ = ["HitTiles", "Plate", "PlateStyle", "card_grid", "first_tiles", "half_grid", "side_by_side"]
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
@@ -178,23 +178,39 @@ def _shrunk(picture: Array, size: tuple[int, int]) -> Array:
     return np.moveaxis(small.reshape(count, *size), 0, 2)
 
 
-def card_grid(hits: int) -> tuple[int, int]:
+def half_grid(hits: int) -> tuple[int, int]:
     """Rows and columns of one half of a card with so many hits: as nearly square as can be."""
     columns = math.ceil(math.sqrt(hits))
     return math.ceil(hits / columns), columns
 
 
+def card_grid(hits: int) -> tuple[int, int]:
+    """Rows and columns of a card: a half of projections, and one of patches."""
+    rows, columns = half_grid(hits)
+    return rows, 2 * columns
+
+
 def side_by_side(groups: Sequence[Sequence[Picture]]) -> Picture:
     """Groups of as many tiles of one size, each laid out as a half of a card, in one picture (H, W, 3)."""
-    rows, columns = card_grid(len(groups[0]))
+    rows, columns = half_grid(len(groups[0]))
     return np.concatenate([render.grid(tiles, columns, rows=rows) for tiles in groups], axis=1)
+
+
+def first_tiles(picture: Picture, groups: int, hits: int, count: int) -> Picture:
+    """Of each of the groups of ``hits`` tiles that `side_by_side` laid out, the first ``count``, laid out anew."""
+    rows, columns = half_grid(hits)
+    kept = []
+    for half in np.split(picture, groups, axis=1):
+        lines = [np.split(line, columns, axis=1) for line in np.split(half, rows)]
+        kept.append([tile for line in lines for tile in line][:count])
+    return side_by_side(kept)
 
 
 @dataclass(frozen=True)
 class Plate:
     """The finished pictures of one channel, and how they are divided.
 
-    ``card`` is (H, W, 3) uint8, ``strips`` (H, W) uint8, colours of `PALETTE`.
+    ``card`` is (H, W, 3) uint8, ``strips`` (H, W) uint8, colours of `PALETTE`; read from a file with loss, (H, W, 3).
     """
 
     card: Picture
@@ -205,12 +221,12 @@ class Plate:
     @classmethod
     def of(cls, hits: Sequence[HitTiles]) -> Plate:
         """Lay hits out: projections beside patches in a square-ish grid; strips with one column a hit."""
-        rows, columns = card_grid(len(hits))
-        card = side_by_side([[hit.projection for hit in hits], [hit.patch for hit in hits]])
         strips = [np.concatenate(tiles, axis=1) for tiles in zip(*(hit.maps for hit in hits), strict=True)]
-        return cls(
-            card,
-            np.concatenate(strips),
-            (rows, 2 * columns),
-            (len(strips), len(hits)),
-        )
+        card = side_by_side([[hit.projection for hit in hits], [hit.patch for hit in hits]])
+        return cls(card, np.concatenate(strips), card_grid(len(hits)), (len(strips), len(hits)))
+
+    def first(self, count: int) -> Plate:
+        """The first ``count`` hits alone, laid out as `of` would."""
+        rows, columns = self.strip_grid
+        strips = self.strips[:, : self.strips.shape[1] // columns * count]
+        return Plate(first_tiles(self.card, 2, columns, count), strips, card_grid(count), (rows, count))

@@ -25,6 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from onnxviz.errors import UsageError
 from onnxviz.report import format as shown
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = [
+    "THEMES",
     "ReportWriter",
     "as_json",
     "check_data",
+    "check_theme",
     "index_context",
     "layer_pages",
     "make_environment",
@@ -48,21 +51,23 @@ __all__ = [
 ]
 
 STATIC = ("report.css", "report.js")
+THEMES = ("auto", "light", "dark")
+"""The colours of a report; ``auto`` is what the reader's system prefers."""
 T = TypeVar("T")
 PREVIEWS = 6  # cards of a layer on the index
 
 
-def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -> Path:
+def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = (), theme: str = "auto") -> Path:
     """Write all pages into ``out`` and return its index.html; the index comes last.
 
     The pictures that ``data`` refers to are in ``out`` already. Those named in ``pictures`` (paths relative
     to ``out``) count as written by this report, so that the next one in the folder may remove them.
 
-    Raises UsageError if the folder holds somebody else's index.html; ValueError for data that breaks the
-    contract of `onnxviz.report.data`.
+    Raises UsageError if the folder holds somebody else's index.html, or ``theme`` is none of `THEMES`; ValueError for
+    data that breaks the contract of `onnxviz.report.data`.
     """
     check_data(data)
-    writer = ReportWriter(out)
+    writer = ReportWriter(out, theme)
     writer.expect(pictures)
     for layer in data.layers:
         writer.layer(data, layer)
@@ -75,10 +80,12 @@ class ReportWriter:
     Pages of a former report are replaced one by one, and those that are left go in the end.
 
     Raises:
-        UsageError: the folder holds somebody else's index.html.
+        UsageError: the folder holds somebody else's index.html, or ``theme`` is none of `THEMES`.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, theme: str = "auto") -> None:
+        check_theme(theme)
+        self._theme = theme
         self._folder = Folder(out)
         self._static = static_names()
         self.expect(["index.html", "report.json", *self._static.values()])
@@ -119,7 +126,7 @@ class ReportWriter:
         return page
 
     def _environment(self, data: ReportData) -> Environment:
-        return make_environment(data, self._static)
+        return make_environment(data, self._static, self._theme)
 
 
 def layer_pages(
@@ -163,6 +170,12 @@ def index_context(data: ReportData) -> dict[str, Any]:
         "previews": _previews(data),
         "filter_pages": _filter_pages(data),
     }
+
+
+def check_theme(theme: str) -> None:
+    """Raise UsageError if ``theme`` is none of `THEMES`."""
+    if theme not in THEMES:
+        raise UsageError(f"Theme {theme!r} is not known. Choose one of {', '.join(THEMES)}.")
 
 
 def as_json(data: ReportData) -> str:
@@ -228,8 +241,8 @@ def static_names() -> dict[str, str]:
     return paths
 
 
-def make_environment(data: ReportData, static: Mapping[str, str]) -> Environment:
-    """The templates, with the report's data and the paths of its static files."""
+def make_environment(data: ReportData, static: Mapping[str, str], theme: str = "auto") -> Environment:
+    """The templates, with the report's data, the paths of its static files, and its theme."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -249,6 +262,7 @@ def make_environment(data: ReportData, static: Mapping[str, str]) -> Environment
     environment.globals.update(
         report=data,
         static=static,
+        theme=theme,
         url=shown.url,
         place=shown.place,
         part=shown.part,

@@ -87,20 +87,20 @@ def check_file(path: Path) -> None:
             )
 
 
-def write_single(data: ReportData, pictures: Path, out: Path) -> None:
+def write_single(data: ReportData, pictures: Path, out: Path, *, theme: str = "auto") -> None:
     """Write the whole report into the file ``out``, bit by bit; the pictures are read from ``pictures``.
 
     Raises ValueError for data that breaks the contract of `onnxviz.report.data`.
     """
     check_data(data)
-    environment = make_environment(data, {})
+    environment = make_environment(data, {}, theme)
     environment.globals["url"] = _postponed
     stream = environment.get_template("single.html").stream(
         index_context(data),
         style=static_text("report.css"),
         opening=_script("opening.js"),
         scripts=[_script("report.js"), _script("single.js")],
-        store=_store(data, pictures),
+        store=_store(data, pictures, theme),
     )
     # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
     with out.open("wb") as file:
@@ -118,9 +118,9 @@ def _script(name: str) -> Script:
     return Script(text, f"sha256-{digest}")
 
 
-def _store(data: ReportData, pictures: Path) -> Iterator[Part]:
+def _store(data: ReportData, pictures: Path, theme: str) -> Iterator[Part]:
     """Yield the other pages, the facts and the pictures, one at a time: the pages first, for they are small."""
-    environment = make_environment(data, static_names())
+    environment = make_environment(data, static_names(), theme)
     for layer in data.layers:
         for path, text in layer_pages(environment, data, layer):
             yield _deflated(path, "text/html", text)

@@ -49,6 +49,15 @@ def test_a_card_is_two_grids_side_by_side(hits, grid):
             assert (plate.strips[8 * row : 8 * row + 8, 8 * rank : 8 * rank + 8] == 10 * row + rank).all()
 
 
+@pytest.mark.parametrize(("hits", "first"), [(9, 4), (9, 9), (9, 1), (10, 7), (5, 3), (2, 1), (1, 1)])
+def test_the_first_hits_alone_are_laid_out_as_if_there_were_no_more(hits, first):
+    drawn = [_hit(value) for value in range(hits)]
+    found, expected = Plate.of(drawn).first(first), Plate.of(drawn[:first])
+    assert (found.card_grid, found.strip_grid) == (expected.card_grid, expected.strip_grid)
+    np.testing.assert_array_equal(found.card, expected.card)
+    np.testing.assert_array_equal(found.strips, expected.strips)
+
+
 # Sizes
 
 

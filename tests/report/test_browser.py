@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxviz.errors import UsageError
 from onnxviz.report.data import ReportData
 from onnxviz.report.render import write_report
 
@@ -123,6 +125,65 @@ def test_dark_is_dark(visit: Any, report: Rendered) -> None:
         for scheme in ("light", "dark")
     ]
     assert colours == ["rgb(250, 249, 246)", "rgb(19, 20, 22)"]
+
+
+@pytest.fixture(scope="module")
+def themed(report: Rendered, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rendered]:
+    """The report once more in each theme."""
+    data, first = report
+    folders = {}
+    for theme in ("light", "dark"):
+        out = tmp_path_factory.mktemp(theme) / "report"
+        shutil.copytree(first, out)
+        write_report(data, out, theme=theme)
+        folders[theme] = data, out
+    return folders
+
+
+# Every colour that a page shows, of elements and of drawn shapes.
+COLOURS = """() => Array.from(document.querySelectorAll("*"), (element) => {
+    const style = getComputedStyle(element);
+    return [style.color, style.backgroundColor, style.borderTopColor, style.fill, style.stroke].join();
+})"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("system", ["light", "dark"])
+def test_a_theme_holds_whatever_the_system_says(
+    visit: Any, report: Rendered, themed: dict[str, Rendered], theme: str, system: str
+) -> None:
+    """It is what a system of that theme gives the report that follows the system, to the last colour."""
+    own, other = visit(color_scheme=system), visit(color_scheme=theme)
+    for path, follower in zip(kinds(themed[theme]), kinds(report), strict=True):
+        page, expected = own.open(path), other.open(follower)
+        assert page.evaluate(COLOURS) == expected.evaluate(COLOURS), path
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == theme
+        assert page.evaluate(CONTRAST) == [], path
+        # What the browser itself paints: the canvas before the page's own colours come, and form fields.
+        for one in (page, expected):
+            one.add_style_tag(content=":root, body { background: Canvas !important }")
+        canvas = "getComputedStyle(document.body).backgroundColor"
+        assert page.evaluate(canvas) == expected.evaluate(canvas)
+        declared = page.get_attribute("meta[name='color-scheme']", "content")
+        assert declared == theme
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_print_is_light_in_every_theme(visit: Any, themed: dict[str, Rendered], theme: str) -> None:
+    visitor = visit(color_scheme="dark")
+    for path in kinds(themed[theme]):
+        page = visitor.open(path)
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+def test_a_theme_that_is_not_known(tmp_path: Path) -> None:
+    data = make_report(tmp_path, layers=1, channels=1)
+    with pytest.raises(UsageError, match=r"Theme 'sepia' is not known.*auto, light, dark"):
+        write_report(data, tmp_path, theme="sepia")
+    assert not (tmp_path / "index.html").exists()
 
 
 def test_plain_pages_without_script(visit: Any, report: Rendered) -> None:
