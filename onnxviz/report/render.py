@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxviz.report import format as shown
-from onnxviz.report.data import ChannelData, LayerData, ReportData
+from onnxviz.report.data import ChannelData, DiagramNode, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
 from onnxviz.report.folder import Folder
+from onnxviz.report.folding import chain_concats, find_runs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -34,6 +35,7 @@ __all__ = ["as_json", "page_of", "write_report"]
 STATIC = ("report.css", "report.js")
 T = TypeVar("T")
 PREVIEWS = 6  # cards of a layer on the index
+READABLE = 60  # boxes; a diagram of more folds its repeated blocks
 
 
 def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -> Path:
@@ -90,12 +92,13 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
         folder.write(f"layers/{layer.slug}/index.html", text)
     folder.write("report.json", as_json(data))
     index = environment.get_template("index.html")
+    previews = _previews(data)
     folder.write(
         "index.html",
         index.render(
             root="",
-            diagram=lay_out(data.diagram),
-            previews=_previews(data),
+            **_diagrams(data.diagram, previews),
+            previews=previews,
             filter_pages=_filter_pages(data),
         ),
     )
@@ -200,6 +203,22 @@ def _previews(data: ReportData) -> dict[str, list[ChannelData]]:
             key=lambda channel: -channel.largest,
         )[:PREVIEWS]
         for layer in data.layers
+    }
+
+
+def _diagrams(nodes: Sequence[DiagramNode], previews: dict[str, list[ChannelData]]) -> dict[str, Any]:
+    """The network as one diagram, or as two where it is large and has repeated blocks: folded, and whole."""
+    drawn = chain_concats(nodes)
+    shown = {slug: channels[0] for slug, channels in previews.items() if channels}
+    cards = {slug: channel.card for slug, channel in shown.items() if channel.card is not None}
+    diagram, whole = lay_out(drawn, cards=cards), None
+    if len(diagram.boxes) > READABLE and (runs := find_runs(drawn)):
+        diagram, whole = lay_out(drawn, runs=runs, cards=cards), diagram
+    return {
+        "diagram": diagram,
+        "whole": whole,
+        "chained": drawn != tuple(nodes),
+        "channel_of": {slug: channel.index for slug, channel in shown.items()},
     }
 
 
