@@ -5,7 +5,9 @@ const NEAR_DEAD = 0.01; // as in the table of layers
 
 // Diagrams below `root` become larger and smaller: buttons, keys, Ctrl with the wheel, pinching; dragging pans.
 function zoomable(root) {
-  const [SMALLEST, LARGEST, STEP, SLACK] = [0.2, 8, 1.25, 4];
+  const [SMALLEST, LARGEST, STEP] = [0.2, 8, 1.25];
+  const SLACK = 4; // a mouse that moves less still clicks
+  const LOW = 0.4; // of the window
   for (const pane of root.querySelectorAll(".zoom")) {
     const box = pane.querySelector(".scroll");
     const net = pane.querySelector(".net");
@@ -20,8 +22,11 @@ function zoomable(root) {
       zoom = Math.min(LARGEST, Math.max(SMALLEST, to));
       net.removeAttribute("data-zoomed");
       net.style.removeProperty("width");
+      box.style.removeProperty("height");
       if (Math.abs(zoom - 1) < 0.01) zoom = 1;
       else {
+        // The box keeps its height, so that what follows stays; a low one grows with what is in it.
+        if (box.offsetHeight > LOW * innerHeight) box.style.height = `${box.offsetHeight}px`;
         const width = net.getBoundingClientRect().width * zoom;
         net.dataset.zoomed = "";
         net.style.width = `${width}px`;
