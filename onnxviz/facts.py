@@ -12,7 +12,7 @@ from onnxviz.errors import UsageError
 from onnxviz.forward.scan import Scan
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
-from onnxviz.model.graph import REAL_VALUES, ModelFile
+from onnxviz.model.graph import REAL_VALUES, ModelFile, Node
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.report.data import DiagramNode, ModelData, Provenance, Variant
@@ -94,9 +94,24 @@ def diagram(network: Network, slugs: Mapping[str, str]) -> tuple[DiagramNode, ..
                 detail=detail,
                 inputs=inputs,
                 slug=slugs.get(layer.tensor) if layer else None,
+                setting=_setting(node, layer.channels if layer else None),
             )
         )
     return tuple(nodes)
+
+
+def _setting(node: Node, channels: int | None) -> str:
+    """A window operator's kernel and, where they are not 1, its stride, dilation and groups."""
+    words = []
+    for name, word in (("kernel_shape", ""), ("strides", "stride "), ("dilations", "dilation ")):
+        value = node.attrs.get(name)
+        if isinstance(value, tuple | list) and value and (not word or set(value) != {1}):
+            alike = word and len(set(value)) == 1
+            words.append(word + ("×".join(map(str, value[:1] if alike else value))))
+    groups = node.attrs.get("group", 1)
+    if isinstance(groups, int) and groups > 1:
+        words.append("depthwise" if groups == channels else f"{groups} groups")
+    return ", ".join(words)
 
 
 def provenance(

@@ -178,6 +178,7 @@ class DiagramNode:
     detail: str  # output size, such as "64×55×55"
     inputs: tuple[str, ...]
     slug: str | None  # of the analysed layer that this node makes, else None
+    setting: str = ""  # what tells it from others of its operator: "3×3, stride 2, depthwise"
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from onnxviz.errors import UsageError
 from onnxviz.report import format as shown
-from onnxviz.report.data import ChannelData, LayerData, ReportData
+from onnxviz.report.data import ChannelData, DiagramNode, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
 from onnxviz.report.folder import Folder
+from onnxviz.report.folding import chain_concats, find_runs
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -55,6 +56,7 @@ THEMES = ("auto", "light", "dark")
 """The colours of a report; ``auto`` is what the reader's system prefers."""
 T = TypeVar("T")
 PREVIEWS = 6  # cards of a layer on the index
+READABLE = 60  # boxes; a diagram of more folds its repeated blocks
 
 
 def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = (), theme: str = "auto") -> Path:
@@ -164,10 +166,11 @@ def layer_pages(
 
 def index_context(data: ReportData) -> dict[str, Any]:
     """What index.html is rendered with."""
+    previews = _previews(data)
     return {
         "root": "",
-        "diagram": lay_out(data.diagram),
-        "previews": _previews(data),
+        **_diagrams(data.diagram, previews),
+        "previews": previews,
         "filter_pages": _filter_pages(data),
     }
 
@@ -316,6 +319,22 @@ def _previews(data: ReportData) -> dict[str, list[ChannelData]]:
             key=lambda channel: -channel.largest,
         )[:PREVIEWS]
         for layer in data.layers
+    }
+
+
+def _diagrams(nodes: Sequence[DiagramNode], previews: dict[str, list[ChannelData]]) -> dict[str, Any]:
+    """The network as one diagram, or as two where it is large and has repeated blocks: folded, and whole."""
+    drawn = chain_concats(nodes)
+    shown = {slug: channels[0] for slug, channels in previews.items() if channels}
+    cards = {slug: channel.card for slug, channel in shown.items() if channel.card is not None}
+    diagram, whole = lay_out(drawn, cards=cards), None
+    if len(diagram.boxes) > READABLE and (runs := find_runs(drawn)):
+        diagram, whole = lay_out(drawn, runs=runs, cards=cards), diagram
+    return {
+        "diagram": diagram,
+        "whole": whole,
+        "chained": drawn != tuple(nodes),
+        "channel_of": {slug: channel.index for slug, channel in shown.items()},
     }
 
 

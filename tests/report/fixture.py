@@ -134,6 +134,28 @@ def inception(modules: int = 9) -> tuple[DiagramNode, ...]:
     return tuple(net.nodes)
 
 
+def densenet(layers: Sequence[int] = (6, 12, 24, 16)) -> tuple[DiagramNode, ...]:
+    """DenseNet-121 by default: each layer reads all before it in its block."""
+    net = DiagramBuilder()
+    width, side = 64, 56
+    at = net.add("MaxPool", net.conv("input", "64×112×112", norm=True), detail=f"{width}×{side}×{side}")
+    for block, repeat in enumerate(layers):
+        if block:
+            width, side = width // 2, side // 2
+            at = net.add("Relu", net.add("BatchNormalization", at, detail=""), detail="")
+            at = net.add("AveragePool", net.add("Conv", at), detail=f"{width}×{side}×{side}")
+        made = [at]
+        for _ in range(repeat):
+            detail = f"{width}×{side}×{side}"
+            at = net.add("Relu", net.add("BatchNormalization", at, detail=detail), detail=detail)
+            made.append(net.add("Conv", net.conv(at, f"128×{side}×{side}"), detail=f"32×{side}×{side}"))
+            width += 32
+            at = net.add("Concat", *made, detail=f"{width}×{side}×{side}")
+    at = net.add("Relu", net.add("BatchNormalization", at, detail=""), detail="")
+    net.add("Gemm", net.add("GlobalAveragePool", at, detail=f"{width}×1×1"), detail="1000")
+    return tuple(net.nodes)
+
+
 def unet(depth: int = 4) -> tuple[DiagramNode, ...]:
     """Long skips over everything: no place to break a line."""
     net = DiagramBuilder()

@@ -16,7 +16,7 @@ from onnxviz.errors import UsageError
 from onnxviz.report.data import ReportData
 from onnxviz.report.render import write_report
 
-from .fixture import make_report
+from .fixture import make_report, resnet
 
 Rendered = tuple[ReportData, Path]
 LOADED = """() => Promise.all(Array.from(document.images, (image) => {
@@ -418,3 +418,229 @@ def test_the_diagram_scrolls_in_its_own_box(visit: Any, report: Rendered) -> Non
     width, inner = page.locator(".scroll").evaluate("(box) => [box.clientWidth, box.scrollWidth]")
     assert inner > width
     assert page.locator(".scroll").bounding_box()["height"] <= 0.8 * 700
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Return a report on a network with repeated blocks, rendered."""
+    out = tmp_path_factory.mktemp("large")
+    data = make_report(out, layers=12, channels=2, diagram=resnet())
+    write_report(data, out)
+    return data, out
+
+
+def test_repeats_are_folded_and_unfold_without_script(visit: Any, large: Rendered) -> None:
+    data, out = large
+    page = visit(java_script_enabled=False).open(out / "index.html")
+    links = sorted(f"layers/{layer.slug}/index.html" for layer in data.layers)
+    visible = """(links) => links.filter((link) => link.getClientRects().length)
+        .map((link) => link.getAttribute('href')).sort()"""
+    nodes = "(texts) => texts.filter((text) => text.getClientRects().length).length"
+    shown = []
+    for view in ("folded", "whole"):
+        page.check(f"#view-{view}")
+        assert page.locator("a.analysed").evaluate_all(visible) == links
+        assert page.locator(".zoom-tools:visible").count() == 0
+        shown.append(page.locator(".net .box").evaluate_all(nodes))
+    assert shown == [41, 73]
+    assert page.locator(".frame text").all_text_contents() == ["× 2", "× 3", "× 5", "× 2"]
+    page.check("#view-folded")
+    href = links[3]
+    page.locator(f".folded a[href='{href}'] text").click()
+    page.wait_for_url(f"**/{href}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_large_diagram_fits_the_page(visit: Any, large: Rendered, scheme: str, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 800}, color_scheme=scheme).open(large[1] / "index.html")
+    for view in ("folded", "whole"):
+        page.check(f"#view-{view}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        # The text keeps inside its box, in the fonts that there are.
+        assert (
+            page.locator(f".{view} .box").evaluate_all(
+                """(boxes) => boxes.flatMap((box) => {
+                const right = box.querySelector('.body').getBBox();
+                return Array.from(box.querySelectorAll('text'))
+                    .filter((text) => text.getBBox().x + text.getBBox().width > right.x + right.width)
+                    .map((text) => text.textContent);
+            })"""
+            )
+            == []
+        )
+
+
+def test_every_analysed_layer_has_a_picture_in_the_diagram(visit: Any, large: Rendered) -> None:
+    data, out = large
+    page = visit().open(out / "index.html")
+    strongest = {
+        f"layers/{layer.slug}/index.html": max(
+            (row for row in layer.rows if row.card is not None), key=lambda row: row.largest
+        )
+        for layer in data.layers
+    }
+    for view in ("folded", "whole"):
+        page.check(f"#view-{view}")
+        found = page.locator(f".{view} a.analysed").evaluate_all(
+            """(links) => Promise.all(links.map(async (link) => {
+                const [picture, image] = [link.querySelector('image'), new Image()];
+                image.src = picture.href.baseVal;
+                await image.decode();
+                const box = picture.getBBox();
+                return [link.getAttribute('href'), picture.getAttribute('href'),
+                    picture.textContent, box.width / box.height, image.width / image.height];
+            }))"""
+        )
+        assert len(found) == len(strongest)
+        for href, source, title, ratio, natural in found:
+            channel = strongest[href]
+            assert channel.card is not None and source == channel.card.path
+            assert f"Channel {channel.index}:" in title
+            assert ratio == pytest.approx(natural, rel=0.02)
+
+
+def test_a_picture_in_the_diagram_is_the_card(visit: Any, tmp_path: Path) -> None:
+    data = make_report(tmp_path, layers=2, channels=1)
+    channel = data.layers[0].rows[0]
+    assert channel.card is not None and channel.card.pixelated
+    sheet = np.zeros((channel.card.rows, channel.card.columns, 3), np.uint8)
+    sheet[..., 0] = 20 + 70 * np.arange(channel.card.rows)[:, None]
+    sheet[..., 1], sheet[..., 2] = 20 + 40 * np.arange(channel.card.columns), 90
+    pixels = sheet.repeat(channel.card.tile[0], 0).repeat(channel.card.tile[1], 1)
+    Image.fromarray(pixels).save(tmp_path / channel.card.path, lossless=True)
+    write_report(data, tmp_path)
+    page = visit(device_scale_factor=4).open(tmp_path / "index.html")
+    image = page.locator(f"a.analysed[href*='{data.layers[0].slug}'] image")
+    assert image.evaluate("(image) => getComputedStyle(image).imageRendering") == "pixelated"
+    shot = _shot(image)
+    height, width = shot.shape[0] / channel.card.rows, shot.shape[1] / channel.card.columns
+    for row in range(channel.card.rows):
+        for column in range(channel.card.columns):
+            colour = shot[int((row + 0.5) * height), int((column + 0.5) * width)]
+            assert np.abs(colour - sheet[row, column]).max() <= 3, (row, column)
+
+
+SIZE = "() => document.querySelector('.net').getBoundingClientRect().width"
+SCROLL = "() => { const box = document.querySelector('.scroll'); return [box.scrollLeft, box.scrollTop]; }"
+
+
+def test_the_diagram_becomes_larger_and_smaller_by_keys_and_buttons(visit: Any, report: Rendered) -> None:
+    page = visit(viewport={"width": 1200, "height": 800}).open(report[1] / "index.html")
+    first = page.evaluate(SIZE)
+    page.keyboard.press("+")
+    assert page.evaluate(SIZE) == first  # the diagram does not have the focus
+    page.locator(".scroll").focus()
+    sizes = []
+    for key in ("+", "+", "-", "-", "-", "0"):
+        page.keyboard.press(key)
+        sizes.append(page.evaluate(SIZE) / first)
+    assert sizes == pytest.approx([1.25, 1.5625, 1.25, 1, 0.8, 1], rel=0.01)
+    page.keyboard.press("Control+-")  # the browser's own
+    assert page.evaluate(SIZE) == first
+    for name, expected in (("in", 1.25), ("in", 1.5625), ("out", 1.25), ("reset", 1)):
+        page.click(f"[data-zoom={name}]")
+        assert page.evaluate(SIZE) / first == pytest.approx(expected, rel=0.01)
+        assert page.inner_text(".zoom-tools output") == f"{round(100 * expected)} %"
+    for _ in range(40):
+        page.click("[data-zoom=in]")
+    assert page.evaluate(SIZE) / first == pytest.approx(8, rel=0.01)
+    for _ in range(40):
+        page.click("[data-zoom=out]")
+    assert page.evaluate(SIZE) / first == pytest.approx(0.2, rel=0.01)
+
+
+def test_arrows_scroll_the_diagram_and_turn_no_page(visit: Any, report: Rendered) -> None:
+    page = visit(viewport={"width": 500, "height": 600}).open(report[1] / "index.html")
+    page.locator(".scroll").focus()
+    page.keyboard.press("+")
+    before = page.evaluate(SCROLL)
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(400)
+    left, top = page.evaluate(SCROLL)
+    assert left > before[0] and top > before[1]
+    assert page.url.endswith("index.html")
+
+
+def test_ctrl_with_the_wheel_enlarges_around_the_pointer(visit: Any, report: Rendered) -> None:
+    page = visit(viewport={"width": 900, "height": 700}).open(report[1] / "index.html")
+    link = page.locator("a.analysed").nth(1)
+    link.scroll_into_view_if_needed()
+    before, size = link.bounding_box(), page.evaluate(SIZE)
+    x, y = before["x"] + before["width"] / 2, before["y"] + before["height"] / 2
+    page.mouse.move(x, y)
+    page.keyboard.down("Control")
+    for _ in range(3):
+        page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    page.wait_for_function(f"({SIZE})() > {1.5 * size}")
+    after = link.bounding_box()
+    assert after["width"] > 1.5 * before["width"]
+    assert after["x"] + after["width"] / 2 == pytest.approx(x, abs=3)
+    assert after["y"] + after["height"] / 2 == pytest.approx(y, abs=3)
+    # Without Ctrl the wheel scrolls.
+    size, (_, top) = page.evaluate(SIZE), page.evaluate(SCROLL)
+    page.mouse.wheel(0, 40)
+    page.wait_for_function(f"({SCROLL})()[1] > {top}")
+    assert page.evaluate(SIZE) == size
+
+
+def test_dragging_moves_the_diagram_and_follows_no_link(visit: Any, report: Rendered) -> None:
+    data, out = report
+    page = visit(viewport={"width": 900, "height": 700}).open(out / "index.html")
+    for _ in range(3):
+        page.click("[data-zoom=in]")
+    link = page.locator("a.analysed").nth(1)
+    link.scroll_into_view_if_needed()
+    left, top = page.evaluate(SCROLL)
+    box = link.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + 8
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 30, y - 20)
+    page.mouse.move(x - 60, y - 45)
+    page.mouse.up()
+    assert page.evaluate(SCROLL) == pytest.approx([left + 60, top + 45], abs=1)
+    page.wait_for_timeout(200)
+    assert page.url.endswith("/index.html") and "layers/" not in page.url
+    # A press that hardly moves is a click.
+    box = link.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + 8
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 1, y + 1)
+    page.mouse.up()
+    page.wait_for_url(f"**/layers/{data.layers[1].slug}/index.html")
+
+
+def test_two_fingers_enlarge_the_diagram(visit: Any, report: Rendered) -> None:
+    visitor = visit(viewport={"width": 500, "height": 800}, has_touch=True)
+    page = visitor.open(report[1] / "index.html")
+    page.locator(".scroll").scroll_into_view_if_needed()
+    box, size = page.locator(".scroll").bounding_box(), page.evaluate(SIZE)
+    x, y = box["x"] + 150, box["y"] + 100
+    touch = visitor.context.new_cdp_session(page)
+
+    def fingers(kind: str, *places: float) -> None:
+        points = [{"x": place, "y": y, "id": i} for i, place in enumerate(places)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", x - 30, x + 30)
+    for spread in (40, 50, 60):
+        fingers("touchMove", x - spread, x + spread)
+    fingers("touchEnd")
+    page.wait_for_function(f"({SIZE})() > {1.9 * size}")
+    assert page.evaluate(SIZE) / size == pytest.approx(2, rel=0.02)
+    assert page.evaluate("visualViewport.scale") == 1
+
+
+def test_print_shows_the_whole_diagram(visit: Any, report: Rendered) -> None:
+    page = visit(viewport={"width": 800, "height": 700}).open(report[1] / "index.html")
+    for _ in range(3):
+        page.click("[data-zoom=in]")
+    page.emulate_media(media="print")
+    box = page.locator(".scroll").first
+    inner, outer = box.locator(".net").bounding_box(), box.bounding_box()
+    assert inner["width"] <= outer["width"] + 1 and inner["height"] <= outer["height"] + 1
+    assert page.locator(".zoom-tools").is_hidden()

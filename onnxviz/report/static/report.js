@@ -3,6 +3,128 @@
 
 const NEAR_DEAD = 0.01; // as in the table of layers
 
+// Diagrams below `root` become larger and smaller: buttons, keys, Ctrl with the wheel, pinching; dragging pans.
+function zoomable(root) {
+  const [SMALLEST, LARGEST, STEP] = [0.2, 8, 1.25];
+  const SLACK = 4; // a mouse that moves less still clicks
+  const LOW = 0.4; // of the window
+  for (const pane of root.querySelectorAll(".zoom")) {
+    const box = pane.querySelector(".scroll");
+    const net = pane.querySelector(".net");
+    const tools = pane.querySelector(".zoom-tools");
+    const shown = tools.querySelector("output");
+    let zoom = 1;
+
+    // What lies at (x, y) in the window stays there.
+    const set = (to, x, y) => {
+      const before = net.getBoundingClientRect();
+      const share = [(x - before.left) / before.width, (y - before.top) / before.height];
+      zoom = Math.min(LARGEST, Math.max(SMALLEST, to));
+      net.removeAttribute("data-zoomed");
+      net.style.removeProperty("width");
+      box.style.removeProperty("height");
+      if (Math.abs(zoom - 1) < 0.01) zoom = 1;
+      else {
+        // The box keeps its height, so that what follows stays; a low one grows with what is in it.
+        if (box.offsetHeight > LOW * innerHeight) box.style.height = `${box.offsetHeight}px`;
+        const width = net.getBoundingClientRect().width * zoom;
+        net.dataset.zoomed = "";
+        net.style.width = `${width}px`;
+      }
+      shown.value = `${Math.round(100 * zoom)} %`;
+      const after = net.getBoundingClientRect();
+      box.scrollLeft += after.left + share[0] * after.width - x;
+      box.scrollTop += after.top + share[1] * after.height - y;
+    };
+    const step = (how) => {
+      const middle = box.getBoundingClientRect();
+      const to = { in: zoom * STEP, out: zoom / STEP, reset: 1 }[how];
+      set(to, middle.left + box.clientWidth / 2, middle.top + box.clientHeight / 2);
+    };
+
+    tools.hidden = false;
+    box.classList.add("zoomable");
+    tools.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-zoom]");
+      if (button) step(button.dataset.zoom);
+    });
+    pane.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.metaKey || event.altKey) return;
+      const how = { "+": "in", "=": "in", "-": "out", 0: "reset" }[event.key];
+      if (!how) return;
+      event.preventDefault();
+      step(how);
+    });
+    // A pinch on a touchpad comes as a wheel with Ctrl too.
+    box.addEventListener(
+      "wheel",
+      (event) => {
+        if (!event.ctrlKey) return;
+        event.preventDefault();
+        const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 33 : 1;
+        const turn = Math.max(-100, Math.min(100, event.deltaY * lines));
+        set(zoom * Math.exp(-turn / 400), event.clientX, event.clientY);
+      },
+      { passive: false },
+    );
+
+    // Touch pans by itself; a mouse drags. A drag over a link does not follow it.
+    let held = null;
+    box.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || event.pointerType === "touch" || event.target === box) return;
+      held = { id: event.pointerId, x: event.clientX, y: event.clientY, left: box.scrollLeft, top: box.scrollTop };
+    });
+    box.addEventListener("pointermove", (event) => {
+      if (held?.id !== event.pointerId) return;
+      const [dx, dy] = [event.clientX - held.x, event.clientY - held.y];
+      if (!held.moved && Math.hypot(dx, dy) < SLACK) return;
+      if (!held.moved) box.setPointerCapture(event.pointerId);
+      held.moved = true;
+      box.classList.add("held");
+      box.scrollLeft = held.left - dx;
+      box.scrollTop = held.top - dy;
+    });
+    const drop = () => {
+      box.classList.remove("held");
+      // The click comes right after; a later one is another's.
+      if (held?.moved) setTimeout(() => (held = null));
+      else held = null;
+    };
+    box.addEventListener("pointerup", drop);
+    box.addEventListener("pointercancel", drop);
+    box.addEventListener(
+      "click",
+      (event) => {
+        if (!held?.moved) return;
+        event.preventDefault();
+        event.stopPropagation();
+      },
+      true,
+    );
+    box.addEventListener("dragstart", (event) => event.preventDefault());
+
+    let pinch = null;
+    const fingers = ({ touches: [a, b] }) => ({
+      apart: Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY),
+      x: (a.clientX + b.clientX) / 2,
+      y: (a.clientY + b.clientY) / 2,
+    });
+    box.addEventListener("touchstart", (event) => {
+      pinch = event.touches.length === 2 ? { zoom, apart: fingers(event).apart } : null;
+    });
+    box.addEventListener(
+      "touchmove",
+      (event) => {
+        if (!pinch || event.touches.length !== 2) return;
+        event.preventDefault();
+        const now = fingers(event);
+        set((pinch.zoom * now.apart) / pinch.apart, now.x, now.y);
+      },
+      { passive: false },
+    );
+  }
+}
+
 // Keys act on the page that is shown when they are pressed.
 document.addEventListener("keydown", (event) => {
   const help = document.getElementById("help");
@@ -25,6 +147,7 @@ document.addEventListener("keydown", (event) => {
 
 // What a page gains by script. Called once a page: in a report of one file, whenever another is shown first.
 const enhance = (root) => {
+  zoomable(root);
   const keys = root.querySelector(".keys");
   const help = root.querySelector("#help");
   for (const button of root.querySelectorAll("[data-help]")) {
