@@ -83,6 +83,7 @@ def write_report(data: ReportData, out: Path, *, pictures: Iterable[str] = ()) -
             following=after,
             alive=[channel for channel in layer.rows if not channel.dead],
             dead=[channel for channel in layer.rows if channel.dead],
+            shape=_shape(layer),
             labels=sorted(
                 {hit.label for channel in layer.rows for hit in channel.hits if hit.label is not None}
             ),
@@ -175,6 +176,14 @@ def _pictures(data: ReportData) -> Iterator[str]:
         for channel in _channels(layer):
             yield from (sprite.path for sprite in (channel.card, channel.strips) if sprite is not None)
             yield from (hit.thumbnail for hit in channel.hits)
+
+
+def _shape(layer: LayerData) -> str:
+    """The width to the height of a layer's tallest card: cards with fewer hits may be flatter."""
+    cards = [channel.card for channel in layer.rows if channel.card is not None]
+    sizes = [(card.columns * card.tile[1], card.rows * card.tile[0]) for card in cards]
+    width, height = min(sizes, key=lambda size: size[0] / size[1], default=(2, 1))
+    return f"{width}/{height}"
 
 
 def _neighbours(items: Sequence[T]) -> Iterator[tuple[T | None, T, T | None]]:

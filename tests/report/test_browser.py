@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxviz.report.data import ReportData
 from onnxviz.report.render import write_report
 
 from .fixture import make_report
+from .visitor import Rendered, kinds
 
-Rendered = tuple[ReportData, Path]
 LOADED = """() => Promise.all(Array.from(document.images, (image) => {
     image.loading = "eager";
     return image.decode().then(() => null, () => image.src);
@@ -42,57 +40,6 @@ CONTRAST = """() => {
     }
     return poor;
 }"""
-
-
-class Visitor:
-    """Opens pages and remembers what went wrong."""
-
-    def __init__(self, browser: Any, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("console", lambda message: self.faults.append(message.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.context.on("request", self._check)
-        self.page.on("requestfailed", self._failed)
-
-    def _check(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "data:,")):
-            self.faults.append(request.url)
-
-    def _failed(self, request: Any) -> None:
-        if request.failure != "net::ERR_ABORTED":  # a page left while its pictures were loading
-            self.faults.append(f"{request.url}: {request.failure}")
-
-    def open(self, path: Path, fragment: str = "") -> Any:
-        self.page.goto(path.as_uri() + fragment)
-        self.page.wait_for_load_state("load")
-        return self.page
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    visitors: list[Visitor] = []
-
-    def make(**options: Any) -> Visitor:
-        visitors.append(Visitor(browser, **options))
-        return visitors[-1]
-
-    yield make
-    for visitor in visitors:
-        visitor.context.close()
-        assert visitor.faults == []
-
-
-def kinds(rendered: Rendered) -> list[Path]:
-    """One page of each kind."""
-    data, out = rendered
-    folder = out / "layers" / data.layers[1].slug
-    return [
-        out / "index.html",
-        *(folder / name for name in ("index.html", "all.html", "c0001.html", "c0005.html")),
-    ]
 
 
 @pytest.mark.parametrize("name", ["report", "hostile"])
