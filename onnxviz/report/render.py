@@ -159,6 +159,7 @@ def layer_pages(
             following=data.layers[at + 1] if at + 1 < len(data.layers) else None,
             alive=[channel for channel in layer.rows if not channel.dead],
             dead=[channel for channel in layer.rows if channel.dead],
+            shape=_shape(layer, _comparison(data) if name == "compare.html" else None),
             labels=sorted(labels),
         )
         yield f"layers/{layer.slug}/{name}", text
@@ -294,6 +295,16 @@ def pictures_of(data: ReportData) -> Iterator[str]:
                 if sprite is not None
             )
             yield from (hit.thumbnail for hit in channel.hits)
+
+
+def _shape(layer: LayerData, comparison: _Comparison | None) -> str:
+    """The width to the height of a layer's tallest card, on the wall of methods too: those of few hits are flatter."""
+    cards = [channel.card for channel in layer.rows if channel.card is not None]
+    sizes = [(card.columns * card.tile[1], card.rows * card.tile[0]) for card in cards]
+    width, height = min(sizes, key=lambda size: size[0] / size[1], default=(2, 1))
+    if comparison:
+        width, height = (len(comparison.methods) + 1) * width, 2 * len(comparison.rows) * height
+    return f"{width}/{height}"
 
 
 def _neighbours(items: Sequence[T]) -> Iterator[tuple[T | None, T, T | None]]:

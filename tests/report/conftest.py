@@ -14,6 +14,7 @@ from onnxviz.report.render import write_report
 
 from .chromium import NO_BROWSER, find_browser, start_browser
 from .fixture import make_report
+from .visitor import Visitor
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,17 @@ def browser() -> Iterator[Any]:
         pytest.skip(NO_BROWSER)
     with start_browser(executable) as chromium:
         yield chromium
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    visitors: list[Visitor] = []
+
+    def make(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser, **options))
+        return visitors[-1]
+
+    yield make
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.faults == []

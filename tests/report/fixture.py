@@ -280,6 +280,47 @@ def make_report(
     )
 
 
+def make_wall(out: Path, channels: int) -> ReportData:
+    """A report on one layer of very many channels: cards of 330×165 px, each a file of its own, of 1,000 classes.
+
+    Most cards repeat what others show: a browser cannot know, and they are painted in no time.
+    """
+    data = make_report(out, layers=1, channels=1, diagram=plain())
+    layer, rng = data.layers[0], np.random.default_rng(8)
+    painted = []
+    for i in range(24):
+        # Smooth shapes with some grain: such files are as large as those of photographs.
+        coarse = Image.fromarray(rng.integers(0, 255, (12, 24, 3)).astype(np.uint8))
+        smooth = np.asarray(coarse.resize((330, 165), Image.Resampling.BICUBIC))
+        card = out / "pictures" / f"painted {i}.webp"
+        Image.fromarray(np.uint8(0.7 * smooth + 0.3 * rng.integers(0, 255, smooth.shape))).save(
+            card, quality=70
+        )
+        painted.append(card.read_bytes())
+    first = layer.rows[0]
+    assert first.card is not None
+    rows = []
+    for c in range(channels):
+        path = f"pictures/wall-{c}.webp"
+        (out / path).write_bytes(painted[c % len(painted)])
+        hits = tuple(
+            replace(hit, label=f"{CLASSES[k % 7]} of kind {k}")
+            for hit, k in zip(first.hits, rng.integers(0, 1000, len(first.hits)), strict=True)
+        )
+        rows.append(
+            replace(
+                first,
+                index=c,
+                largest=float(rng.gamma(4, 8)),
+                activity=float(rng.beta(1, 2)),
+                selectivity=float(rng.beta(2, 2)),
+                hits=hits,
+                card=Sprite(path, 3, 6, (55, 55), False),
+            )
+        )
+    return replace(data, layers=(replace(layer, channels=channels, rows=tuple(rows)),))
+
+
 def _filters(rng: np.random.Generator, out: Path, layer: str, channels: int) -> FilterBank:
     side = int(np.ceil(np.sqrt(channels)))
     sheet = rng.integers(0, 255, (-(-channels // side) * 11, side * 11, 3)).astype(np.uint8)

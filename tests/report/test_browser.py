@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import pytest
 from PIL import Image
 
 from onnxviz.errors import UsageError
-from onnxviz.report.data import ReportData
 from onnxviz.report.render import write_report
 
 from .fixture import make_report, resnet
+from .visitor import Rendered, kinds
 
-Rendered = tuple[ReportData, Path]
 LOADED = """() => Promise.all(Array.from(document.images, (image) => {
     image.loading = "eager";
     return image.decode().then(() => null, () => image.src);
@@ -44,57 +42,6 @@ CONTRAST = """() => {
     }
     return poor;
 }"""
-
-
-class Visitor:
-    """Opens pages and remembers what went wrong."""
-
-    def __init__(self, browser: Any, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("console", lambda message: self.faults.append(message.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.context.on("request", self._check)
-        self.page.on("requestfailed", self._failed)
-
-    def _check(self, request: Any) -> None:
-        if not request.url.startswith(("file:", "data:,")):
-            self.faults.append(request.url)
-
-    def _failed(self, request: Any) -> None:
-        if request.failure != "net::ERR_ABORTED":  # a page left while its pictures were loading
-            self.faults.append(f"{request.url}: {request.failure}")
-
-    def open(self, path: Path, fragment: str = "") -> Any:
-        self.page.goto(path.as_uri() + fragment)
-        self.page.wait_for_load_state("load")
-        return self.page
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    visitors: list[Visitor] = []
-
-    def make(**options: Any) -> Visitor:
-        visitors.append(Visitor(browser, **options))
-        return visitors[-1]
-
-    yield make
-    for visitor in visitors:
-        visitor.context.close()
-        assert visitor.faults == []
-
-
-def kinds(rendered: Rendered) -> list[Path]:
-    """One page of each kind."""
-    data, out = rendered
-    folder = out / "layers" / data.layers[1].slug
-    names = ["index.html", "all.html", "c0001.html", "c0005.html"]
-    if data.provenance.compared:
-        names.append("compare.html")
-    return [out / "index.html", *(folder / name for name in names)]
 
 
 @pytest.mark.parametrize("name", ["report", "hostile"])

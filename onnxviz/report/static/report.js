@@ -2,6 +2,7 @@
 "use strict";
 
 const NEAR_DEAD = 0.01; // as in the table of layers
+const ONE_FILE = document.querySelector('meta[name="generator"]').content.includes("single file");
 
 // Diagrams below `root` become larger and smaller: buttons, keys, Ctrl with the wheel, pinching; dragging pans.
 function zoomable(root) {
@@ -199,27 +200,52 @@ const arrangeable = (root) => {
         which !== "dead" &&
         (which !== "near" || card.act < NEAR_DEAD) &&
         words.every((word) => (/^\d+$/.test(word) ? card.index === Number(word) : card.text.includes(word)));
-      card.item.hidden = !match;
+      if (card.item.hidden === match) card.item.hidden = !match; // each write costs, changed or not
       shown += match ? 1 : 0;
     }
     count.textContent = shown === cards.length ? all : `${shown.toLocaleString("en")} of ${all}`;
     if (dead) dead.hidden = which === "alive" || which === "near";
     none.hidden = shown > 0 || cards.length === 0 || (which === "dead" && dead !== null);
   };
+  // What is set stands in the address, so that it can be shared and the back button finds it again.
+  const FIELDS = { sort, show: state, filter };
+  const restore = () => {
+    if (ONE_FILE) return; // its address names a page; the fields of each stay as they are
+    const query = new URLSearchParams(location.search);
+    for (const [name, field] of Object.entries(FIELDS)) {
+      field.value = query.get(name) ?? "";
+      if (field.selectedIndex === -1) field.selectedIndex = 0;
+    }
+  };
+  const remember = () => {
+    if (ONE_FILE) return;
+    const query = new URLSearchParams();
+    for (const [name, field] of Object.entries(FIELDS)) {
+      if (field.value !== "" && field.selectedIndex !== 0) query.set(name, field.value);
+    }
+    const search = query.toString();
+    try {
+      history.replaceState(history.state, "", `${location.pathname}${search && "?"}${search}${location.hash}`);
+    } catch {
+      // Some browsers refuse it for files, or when it comes too often: the page works without.
+    }
+  };
   const resize = () => wall.style.setProperty("--size", `${size.value}px`);
 
   tools.hidden = cards.length === 0 && dead === null;
   tools.addEventListener("submit", (event) => event.preventDefault());
-  sort.addEventListener("change", arrange);
-  filter.addEventListener("input", select);
-  state.addEventListener("change", select);
+  sort.addEventListener("change", () => (arrange(), remember()));
+  filter.addEventListener("input", () => (select(), remember()));
+  state.addEventListener("change", () => (select(), remember()));
   size.addEventListener("input", resize);
-  // The browser keeps what was set when the reader comes back from a channel.
-  addEventListener("pageshow", () => {
+  const show = () => {
+    restore();
     if (sort.value !== "index") arrange();
     if (filter.value || state.value !== "all") select();
     resize();
-  });
+  };
+  show(); // before the browser scrolls to where the reader was
+  addEventListener("pageshow", show); // after it has put back what it thinks was in the fields
 };
 
 enhance(document);
