@@ -533,9 +533,13 @@ def test_ctrl_with_the_wheel_enlarges_around_the_pointer(visit: Any, report: Ren
     assert page.evaluate(SIZE) == size
 
 
-def test_dragging_moves_the_diagram_and_follows_no_link(visit: Any, report: Rendered) -> None:
+@pytest.mark.parametrize("capture", [True, False])
+def test_dragging_moves_the_diagram_and_follows_no_link(visit: Any, report: Rendered, capture: bool) -> None:
     data, out = report
-    page = visit(viewport={"width": 900, "height": 700}).open(out / "index.html")
+    visitor = visit(viewport={"width": 900, "height": 700})
+    if not capture:  # then the click after a drag goes to the link, as it does in some browsers
+        visitor.page.add_init_script("Element.prototype.setPointerCapture = () => {}")
+    page = visitor.open(out / "index.html")
     for _ in range(3):
         page.click("[data-zoom=in]")
     link = page.locator("a.analysed").nth(1)

@@ -121,6 +121,20 @@ def test_real_networks_fit_a_page_or_two(tmp_path: Path, name: str, expected: li
     assert len(diagram.boxes) <= 100
 
 
+def test_a_node_says_its_kernel_stride_and_groups(tmp_path: Path) -> None:
+    network = onnxviz.load(seeded.write_seeded("mobilenet_v2", tmp_path), provider="cpu")
+    found = {node.label: node.setting for node in diagram_of(network, {})}
+    # The stem, the first block (depthwise, then linear) and the second, which halves the maps.
+    assert [found[f"conv{i}"] for i in range(1, 6)] == [
+        "3×3, stride 2",
+        "3×3, depthwise",
+        "1×1",
+        "1×1",
+        "3×3, stride 2, depthwise",
+    ]
+    assert found["add1"] == found["image"] == ""
+
+
 @graphs
 def test_blocks_of_a_run_are_alike(graph: Graph) -> None:
     nodes = chain_concats(graph())
