@@ -182,7 +182,7 @@ def test_the_store_holds_every_file_of_the_folder_once(request: pytest.FixtureRe
         for channel in (layer.all_channels, *layer.rows)
         for path in (
             *(hit.thumbnail for hit in channel.hits),
-            *(sprite.path for sprite in (channel.card, channel.strips) if sprite),
+            *(sprite.path for sprite in (channel.card, channel.strips, channel.compared) if sprite),
         )
     } | {data.filters.shared.path, data.filters.own.path}
     assert set(store.parts) == {quote(path) for path in (*pages, *shown)} | {"report.json"}
@@ -263,7 +263,7 @@ def test_index_layer_channel_key_and_back(visit: Any, request: pytest.FixtureReq
     at(page, f"{folder}/c0002.html", "channel 2")
     assert page.evaluate("[scrollY, document.activeElement.id]") == [0, "main"]
     assert page.evaluate(LOADED) == []
-    assert page.locator("figure").count() == len(layer.rows[2].hits)
+    assert page.locator(".hits:not(.compared) figure").count() == len(layer.rows[2].hits)
     page.keyboard.press("ArrowRight")
     at(page, f"{folder}/c0003.html", "channel 3")
     page.keyboard.press("ArrowLeft")
