@@ -34,7 +34,7 @@ from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
-from onnxviz.reverse.methods import make_method
+from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import DEFAULT_MEMORY
 from onnxviz.runtime import release_memory
 
@@ -190,18 +190,7 @@ def analyze(
             )
             for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True)
         ]
-        ways = []
-        for net in networks:
-            recorder = Recorder(net, gallery)
-            recorder.keep(
-                [
-                    (net.projector(bare.layer, one, windows=seed == "unit"), wanted_maps(bare))
-                    for bare in bare_layers
-                    for one in methods
-                ],
-                progress,
-            )
-            ways += [Way(net, recorder, one, control=net is not network) for one in methods]
+        ways = _ways(networks, methods, bare_layers, gallery, seed, progress)
         first = first_filters(network)
         atlas = Atlas(
             model=facts.model_data(network),
@@ -226,34 +215,37 @@ def analyze(
             folder=folder,
         )
         publisher = Publisher(atlas, theme) if report is not None else None
+
+        def drawn(bare: LayerAtlas) -> LayerAtlas:
+            progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
+            begin = publisher.begin if publisher else None
+            ready = draw_layer(
+                bare,
+                ways,
+                gallery,
+                recipe,
+                atlas.folder,
+                seed=seed,
+                montage=montage,
+                begin=begin,
+                progress=progress.advance,
+            )
+            if publisher:
+                publisher.done(ready)
+            progress.finish()
+            release_memory()
+            return ready
+
         try:
-            drawn = []
-            for bare in bare_layers:
-                progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
-                ready = draw_layer(
-                    bare,
-                    ways,
-                    gallery,
-                    recipe,
-                    folder,
-                    seed=seed,
-                    montage=montage,
-                    begin=publisher.begin if publisher else None,
-                    progress=progress.advance,
-                )
-                drawn.append(ready)
-                if publisher:
-                    publisher.done(ready)
-                progress.finish()
-                release_memory()
-            atlas = publisher.finish() if publisher else atlas.with_layers(drawn)
+            ready_layers = [drawn(bare) for bare in bare_layers]
+            finished = publisher.finish() if publisher else atlas.with_layers(ready_layers)
         except BaseException:
             if publisher:
                 _leave(publisher, folder, progress)
             raise
         # A temporary folder lives as long as the atlas; after an error it goes at once.
-        weakref.finalize(atlas, cleanup.pop_all().close)
-    return atlas
+        weakref.finalize(finished, cleanup.pop_all().close)
+    return finished
 
 
 def open_network(
@@ -306,6 +298,26 @@ def preprocess_for(
         bgr=bgr,
         size=size,
     )
+
+
+def _ways(
+    networks: Sequence[Network],
+    methods: Sequence[Method],
+    layers: Sequence[LayerAtlas],
+    gallery: Gallery,
+    seed: str,
+    progress: Progress,
+) -> list[Way]:
+    """Each method in each network, the second being the control; images are run forward once a network."""
+    ways = []
+    for net in networks:
+        recorder = Recorder(net, gallery, share=1 / len(networks))
+        projectors = [
+            (net.projector(x.layer, method, windows=seed == "unit"), x) for x in layers for method in methods
+        ]
+        recorder.keep([(projector, wanted_maps(x)) for projector, x in projectors], progress)
+        ways += [Way(net, recorder, method, control=net is not networks[0]) for method in methods]
+    return ways
 
 
 def _leave(publisher: Publisher, folder: Path, progress: Progress) -> None:

@@ -44,10 +44,14 @@ class Recorder:
 
     `keep` runs all images for all layers at once and keeps switches and the maps of the hits. Where that would be too
     much, images are run when they are asked for, layer by layer.
+
+    Args:
+        share: of the network's memory, where several recorders live side by side.
     """
 
-    def __init__(self, network: Network, gallery: Gallery) -> None:
+    def __init__(self, network: Network, gallery: Gallery, share: float = 1.0) -> None:
         self._network = network
+        self._memory = network.memory * share
         self._gallery = gallery
         self._values: dict[tuple[str, int], Array] = {}
         self._switches: dict[tuple[str, int], Array] = {}
@@ -58,7 +62,7 @@ class Recorder:
         """Run the images of several layers forward, if what is to be kept of them fits."""
         shared = [(p, w) for p, w in layers if p.plan.batched and p.engine != "graph" and w]
         images = sorted({one.image for _, wanted in shared for one in wanted})
-        if not shared or self._bytes(shared, len(images)) > self._network.memory * _SHARE:
+        if not shared or self._bytes(shared, len(images)) > self._memory * _SHARE:
             return
         records = dict.fromkeys(name for p, _ in shared for name in p.plan.records)
         pools: dict[str, Node] = {node.output: node for p, _ in shared for node in p.pools}
