@@ -9,6 +9,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,13 +19,23 @@ from .chromium import NO_BROWSER, find_browser, start_browser
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "reports" / "screenshots"
-LAYERS = ("conv1", "fire4/expand3x3", "fire6/expand3x3")
-SHOTS = {
-    "network": ("index.html", 1260, 900),
-    "channels": ("layers/fire6-expand3x3/index.html", 1180, 1000),
-    "channel": ("layers/fire6-expand3x3/c0025.html", 1180, 1130),
+MODEL = ROOT / "models" / "squeezenet1_1.onnx"
+RUNS: dict[str, dict[str, Any]] = {
+    "plain": {"layers": ("conv1", "fire4/expand3x3", "fire6/expand3x3")},
+    "compared": {
+        "layers": "fire6/expand3x3",
+        "channels": "20-27",
+        "method": ("deconvnet", "guided", "gradient"),
+        "control": True,
+    },
 }
-"""By name: a page, and how much of it to show."""
+SHOTS = {
+    "network": ("plain", "index.html", 1260, 900),
+    "channels": ("plain", "layers/fire6-expand3x3/index.html", 1180, 1000),
+    "channel": ("plain", "layers/fire6-expand3x3/c0025.html", 1180, 1130),
+    "methods": ("compared", "layers/fire6-expand3x3/compare.html#channels", 1180, 900),
+}
+"""By name: a run, a page of its report, and how much of that to show."""
 _LOAD = """() => Promise.all(Array.from(document.images, (image) => {
     image.loading = "eager";
     return image.decode().catch(() => null);
@@ -38,11 +49,12 @@ def main() -> None:
         sys.exit(NO_BROWSER)
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, start_browser(executable) as browser:
-        model = ROOT / "models" / "squeezenet1_1.onnx"
-        page = onnxviz.analyze(model, layers=LAYERS, provider="cpu").report(folder)
-        for name, (path, width, height) in SHOTS.items():
+        for run, options in RUNS.items():
+            onnxviz.analyze(MODEL, provider="cpu", report=Path(folder) / run, **options)
+        for name, (run, path, width, height) in SHOTS.items():
             tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
-            tab.goto((page.parent / path).as_uri())
+            file, _, part = path.partition("#")
+            tab.goto(f"{(Path(folder) / run / file).as_uri()}#{part}")
             tab.evaluate(_LOAD)
             with Image.open(io.BytesIO(tab.screenshot())) as shot:
                 shot.convert("RGB").save(OUT / f"{name}.jpg", quality=82, optimize=True)
