@@ -39,7 +39,8 @@ def job(tmp_path_factory):
     np.savez(folder / "x.npz", x=coarse, y=np.arange(24) % 3)
 
     def run(top: int, **options):
-        options = {"preprocess": "raw", "provider": "cpu", "layers": LAYERS, "montage": True} | options
+        ways = {"method": ("deconvnet", "guided"), "control": True}
+        options = {"preprocess": "raw", "provider": "cpu", "layers": LAYERS, "montage": True} | ways | options
         return onnxviz.analyze(model, images=folder / "x.npz", top=top, **options)
 
     return run
@@ -92,12 +93,14 @@ def test_it_is_what_an_analysis_of_so_many_gives(job, nine, top):
     for one in part.report_data().layers:
         for row in (one.all_channels, *one.rows):
             if row.card is None:
-                assert row.dead and row.strips is None
+                assert row.dead and row.strips is None and row.compared is None
                 continue
-            for sprite, rows in ((row.card, None), (row.strips, 2)):
+            for sprite, rows in ((row.card, None), (row.strips, 2), (row.compared, None)):
                 kind = sprite.path.rsplit(".", 1)[1], rows
                 kinds.add(kind)
                 found, expected = _pixels(part, sprite.path), _pixels(fewer, sprite.path)
+                if kind[0] == "jpg" and sprite is row.compared:
+                    continue  # guided projections are purer noise yet: `test_tiles_keep_their_pixels` has them
                 if kind[0] == "jpg":  # each has a loss of its own, of noise, in blocks that lie otherwise
                     assert _loss(found, expected) < 20 < 40 < _loss(found[::-1], expected)
                 else:
@@ -128,6 +131,13 @@ def test_tiles_keep_their_pixels(nine, top):
                     found = cut[row, column + half * new.card.columns // 2]
                     assert _loss(found, expected) <= limit
             assert _loss(_tiles(part, new.strips), _tiles(nine, old.strips)[:, :top]) <= 6
+            stored, cut = _tiles(nine, old.compared), _tiles(part, new.compared)
+            for rank in range(top):
+                for way in range(3):  # guided, and both with shuffled weights
+                    row, column = divmod(rank, old.card.columns // 2)
+                    expected = stored[row, column + way * old.card.columns // 2]
+                    row, column = divmod(rank, new.card.columns // 2)
+                    assert _loss(cut[row, column + way * new.card.columns // 2], expected) <= limit
 
 
 def test_the_whole_is_not_touched(nine, tmp_path):
@@ -140,7 +150,7 @@ def test_the_whole_is_not_touched(nine, tmp_path):
 def test_all_of_them_are_the_same_files(nine):
     part = nine.only(top=9)
     assert part.folder != nine.folder
-    for path in part._pictures():
+    for path in part.pictures():
         if not path.endswith("-top9.png"):
             assert (part.folder / path).read_bytes() == (nine.folder / path).read_bytes()
 
