@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxviz import facts
-from onnxviz.atlas import FILTERS, IMAGES, PICTURES, Atlas, LayerAtlas, channel_ranges, channels_of, slugs
+from onnxviz.atlas import Atlas, LayerAtlas, channel_ranges, channels_of
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.filters import draw_filters, first_filters
 from onnxviz.forward.scan import scan
@@ -29,6 +29,7 @@ from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
+from onnxviz.places import FILTERS, IMAGES, PICTURES, slugs
 from onnxviz.progress import Progress
 from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder

@@ -7,14 +7,12 @@ It renders again with neither the model nor the images.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -28,20 +26,15 @@ from numpy.typing import NDArray
 from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
-from onnxviz.images.plates import PlateStyle, half_grid
 from onnxviz.model.layers import Layer, find_layer, find_layers
+from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.report.data import (
-    ChannelData,
-    ClassShare,
     DiagramNode,
     FilterBank,
     FilterData,
-    Histogram,
-    HitData,
     LayerData,
     ModelData,
     Provenance,
-    Related,
     ReportData,
     Sprite,
     Variant,
@@ -55,10 +48,6 @@ __all__ = [
     "LayerAtlas",
     "channel_ranges",
     "channels_of",
-    "compared_path",
-    "picture_paths",
-    "plate_style",
-    "slugs",
     "write_atomically",
 ]
 
@@ -67,16 +56,6 @@ Array: TypeAlias = NDArray[Any]
 FORMAT = 4
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
-PICTURES = "pictures"
-FILTERS = "filters"
-IMAGES = "images"
-_FOLDERS = (IMAGES, FILTERS)
-"""Folders of pictures that belong to no layer."""
-
-_BINS = 32
-_RELATED = 6
-_NEAR_DEAD = 0.01
-"""A channel that is above 0 in a smaller share of the images is said to be nearly dead."""
 
 
 @dataclass(frozen=True)
@@ -404,107 +383,9 @@ class Atlas:
 
     def layer_data(self, one: LayerAtlas) -> LayerData:
         """What the report shows of a layer."""
-        layer, stats, responses = one.layer, one.stats, one.responses
-        size: tuple[int, ...] = layer.size
-        shares = Counter(label for label in self.labels if label is not None)
-        share = {label: count / len(self.labels) for label, count in shares.items()}
-        active = stats.active_images / np.maximum(stats.images, 1)
-        selectivity = responses.sparseness()
-        others, correlations = responses.correlated(_RELATED)
-        pictured = frozenset(one.pictured)
-        overall_hits = self._hits(one, one.overall_hits)
-        overall = ChannelData(
-            index=None,
-            name=None,
-            dead=not one.overall_hits,
-            largest=_finite(stats.largest.max(initial=-math.inf)),
-            mean=_share(stats.total.sum(), stats.images.sum() * stats.positions),
-            activity=_share(stats.active_images.sum(), stats.images.sum()),
-            selectivity=math.nan,
-            histogram=None,
-            classes=_classes(overall_hits, share),
-            related=(),
-            hits=overall_hits,
-            **self._sprites(one, None, len(one.overall_hits)),
-        )
-        rows = []
-        for channel in one.pictured:
-            dead = one.dead(channel)
-            hits = () if dead else self._hits(one, one.topk.hits(channel))
-            low, high, counts = responses.histogram(channel, _BINS, _finite(stats.largest[channel]))
-            rows.append(
-                ChannelData(
-                    index=channel,
-                    name=one.names[channel] if one.names else None,
-                    dead=dead,
-                    largest=_finite(stats.largest[channel]),
-                    mean=_share(stats.total[channel], int(stats.images[channel]) * stats.positions),
-                    activity=_share(stats.active_images[channel], int(stats.images[channel])),
-                    selectivity=math.nan if dead else float(selectivity[channel]),
-                    histogram=Histogram(low, high, tuple(counts.tolist())) if counts.any() else None,
-                    classes=_classes(hits, share),
-                    related=()
-                    if dead
-                    else tuple(
-                        Related(int(other), float(r))
-                        for other, r in zip(others[channel], correlations[channel], strict=True)
-                        if other in pictured and r > 0
-                    ),
-                    hits=hits,
-                    **self._sprites(one, channel, len(hits)),
-                )
-            )
-        return LayerData(
-            name=layer.name,
-            alias=layer.alias,
-            op=layer.op,
-            slug=one.slug,
-            channels=layer.channels,
-            size=size,
-            receptive_field=layer.receptive_field,
-            stride=layer.stride,
-            dead=sum(one.dead(channel) for channel in range(layer.channels)),
-            near_dead=int(((active > 0) & (active < _NEAR_DEAD)).sum()),
-            activity=float(active.mean()),
-            all_channels=overall,
-            rows=tuple(rows),
-            montage=one.montage,
-        )
+        from onnxviz.findings import layer_data
 
-    def _hits(self, one: LayerAtlas, found: Sequence[Hit]) -> tuple[HitData, ...]:
-        hits = []
-        for rank, hit in enumerate(found, start=1):
-            name, label, thumbnail = self.images[hit.image]
-            hits.append(
-                HitData(
-                    rank=rank,
-                    score=hit.score,
-                    activation=hit.activation,
-                    image=name,
-                    label=label,
-                    y=hit.y,
-                    x=hit.x,
-                    box=one.layer.box(hit.y, hit.x),
-                    thumbnail=thumbnail,
-                )
-            )
-        return tuple(hits)
-
-    def _sprites(self, one: LayerAtlas, channel: int | None, hits: int) -> dict[str, Sprite | None]:
-        if not hits:
-            return {"card": None, "strips": None, "compared": None}
-        style, ways = plate_style(one.layer, self.provenance.input_size), len(self.provenance.compared)
-        rows, columns = half_grid(hits)
-        card, strips = picture_paths(one.slug, channel, style)
-
-        def tiles(path: str, halves: int) -> Sprite:
-            return Sprite(path, rows, halves * columns, style.card_tile, style.pixelated)
-
-        return {
-            "card": tiles(card, 2),
-            "strips": Sprite(strips, 2, hits, style.strip_tile, style.pixelated),
-            "compared": tiles(compared_path(one.slug, channel, style), ways) if ways else None,
-        }
+        return layer_data(self, one)
 
 
 def channel_ranges(channels: str | Sequence[int]) -> tuple[range, ...]:
@@ -536,54 +417,6 @@ def channels_of(layer: Layer, asked: Sequence[range], among: Sequence[int] | Non
         have = f"channels 0 to {layer.channels - 1}" if among is None else f"{len(among)} channels here"
         raise UnitError(f"Layer {layer} has {have}; none of those asked for is there.")
     return found
-
-
-def plate_style(layer: Layer, frame: tuple[int, int]) -> PlateStyle:
-    """How a layer's pictures are drawn, on images of ``frame`` (height, width)."""
-    return PlateStyle(layer.receptive_field, frame, layer.stride, layer.offset, layer.grid)
-
-
-def picture_paths(slug: str, channel: int | None, style: PlateStyle) -> tuple[str, str]:
-    """Paths of a channel's card and strips, relative to the report; None is the row of all channels."""
-    stem = _picture_stem(slug, channel)
-    return stem + style.card_ending, f"{stem}-strips{style.strips_ending}"
-
-
-def compared_path(slug: str, channel: int | None, style: PlateStyle) -> str:
-    """The path of a channel's projections for comparison, likewise."""
-    return f"{_picture_stem(slug, channel)}-compared{style.card_ending}"
-
-
-def _picture_stem(slug: str, channel: int | None) -> str:
-    return f"{PICTURES}/{slug}/{'all' if channel is None else f'{channel:05d}'}"
-
-
-def slugs(layers: Sequence[Layer]) -> list[str]:
-    """For each layer a name that is safe as a file name, unique among them: alias and name."""
-    used: set[str] = set()
-    found = []
-    for layer in layers:
-        base = re.sub(r"[^a-z0-9]+", "-", layer.name.casefold()).strip("-")[:48] or layer.alias
-        slug = base if base not in {*used, *_FOLDERS} else f"{base}-{layer.alias}"
-        while slug in used:
-            slug += "-x"
-        used.add(slug)
-        found.append(slug)
-    return found
-
-
-def _classes(hits: Sequence[HitData], share: Mapping[str, float]) -> tuple[ClassShare, ...]:
-    """The classes among hits, the commonest first, with the share of each in the data."""
-    counted = Counter(hit.label for hit in hits if hit.label is not None)
-    return tuple(ClassShare(label, count, share.get(label, 0.0)) for label, count in counted.most_common())
-
-
-def _finite(value: Any) -> float:
-    return float(value) if math.isfinite(value) else math.nan
-
-
-def _share(part: Any, whole: Any) -> float:
-    return float(part) / float(whole) if whole else math.nan
 
 
 def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:

@@ -548,8 +548,8 @@ def project(
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
     with _errors(debug):
         from onnxviz.analysis import open_network
-        from onnxviz.atlas import slugs
         from onnxviz.pictures import project_image
+        from onnxviz.places import slugs
         from onnxviz.reverse.methods import make_method
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onnxviz.atlas import LayerAtlas, compared_path, picture_paths, plate_style
+from onnxviz.atlas import LayerAtlas
 from onnxviz.errors import AtlasError
 from onnxviz.images import render
 from onnxviz.images.plates import Plate, card_grid, first_tiles
 from onnxviz.pictures import write_montage
+from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.runtime import cores
 
 __all__ = ["cut_layer"]

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.atlas import LayerAtlas, compared_path, picture_paths, plate_style
+from onnxviz.atlas import LayerAtlas
 from onnxviz.errors import ImageError, UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
@@ -21,6 +21,7 @@ from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.recorder import Recorder, Wanted
 from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method

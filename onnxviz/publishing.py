@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxviz.atlas import IMAGES, PICTURES, Atlas, LayerAtlas
+from onnxviz.atlas import Atlas, LayerAtlas
+from onnxviz.places import IMAGES, PICTURES
 from onnxviz.report.data import LayerData, ReportData
 from onnxviz.report.render import ReportWriter
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import onnxviz
 from onnxviz import analyze
-from onnxviz.atlas import channel_ranges, slugs
+from onnxviz.atlas import channel_ranges
 from onnxviz.converters import alexnet, vgg16
 from onnxviz.errors import (
     LayerNotFoundError,
@@ -27,6 +27,7 @@ from onnxviz.images.render import crop, projection_rgb
 from onnxviz.images.source import Sample, Source
 from onnxviz.model.control import shuffled
 from onnxviz.model.graph import ModelFile
+from onnxviz.places import slugs
 from onnxviz.progress import Progress
 from tests.converters import synthetic
 from tests.light import NAMES, write_light

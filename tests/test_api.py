@@ -155,7 +155,7 @@ def test_readmes_exit_codes_and_options_exist():
 
 def test_readmes_pictures_are_there():
     pictures = re.findall(r"\]\((reports/[^)]+)\)", README)
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     assert all((ROOT / picture).is_file() for picture in pictures)
 
 

@@ -47,10 +47,10 @@ def broken(out: Path) -> tuple[set[str], set[str]]:
     """Pages, and pictures, that pages refer to and that are not there."""
     pages, pictures = set(), set()
     for page in out.rglob("*.html"):
-        for attribute, link in re.findall(r'(href|src)="([^"]*)"', page.read_text(encoding="utf-8")):
+        for link in re.findall(r'(?:href|src)="([^"]*)"', page.read_text(encoding="utf-8")):
             path = unquote(urlsplit(link).path)
             if path and not link.startswith("data:") and not (page.parent / path).exists():
-                (pages if attribute == "href" else pictures).add(link)
+                (pictures if "pictures/" in path else pages).add(link)
     return pages, pictures
 
 

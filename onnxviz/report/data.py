@@ -1,4 +1,4 @@
-"""What a report shows, as plain typed data: filled by `onnxviz.atlas`, read by the templates and the JSON.
+"""What a report shows, as plain typed data: filled by `onnxviz.findings`, read by the templates and the JSON.
 
 All picture references are paths relative to the report's folder, with ``/``.
 """
