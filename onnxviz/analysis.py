@@ -325,8 +325,8 @@ def _leave(publisher: Publisher, folder: Path, progress: Progress) -> None:
     """Make a report of what there is when a run is broken off; the reason for that matters more than a failure here."""
     progress.finish()
     with suppress(OnnxvizError, OSError):
-        publisher.stop()
-        progress.note(f"The report shows what was drawn until now: {folder / 'index.html'}")
+        if publisher.stop() is not None:
+            progress.note(f"The report shows what was drawn until now: {folder / 'index.html'}")
 
 
 def _shuffled(network: Network, layers: Sequence[Layer]) -> Network:

@@ -100,7 +100,6 @@ def draw_layer(
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
     artist, *others = [_Artist(way, one, gallery, preprocess, seed, progress) for way in ways]
-    (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
     overall, cards = one.overall, {}
     alive = one.alive
     with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
@@ -114,6 +113,9 @@ def draw_layer(
             overall, tiles = artist.overall()
         if begin:
             begin(replace(one, overall=overall))
+        (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
+        for hit in one.overall_hits:
+            gallery.thumbnail(hit.image)
         if tiles:
             write(None, Plate.of(tiles), [other.overall_projections(overall) for other in others])
         step = max(1, _HITS_IN_MEMORY // (one.topk.score.shape[1] * len(ways)))
@@ -191,6 +193,7 @@ class _Artist:
         for item, projection, activation, box in self._draw(channels):
             assert item.channel is not None
             drawn[item.channel][item.place] = self._tiles(item.hit.image, projection, activation, box)
+            self.gallery.thumbnail(item.hit.image)  # while the image is at hand
         for channel in channels:
             yield channel, [tiles for _, tiles in sorted(drawn[channel].items(), key=lambda entry: entry[0])]
 
@@ -301,7 +304,6 @@ class _Artist:
     def _tiles(
         self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
     ) -> HitTiles:
-        self.gallery.thumbnail(image)  # while the image is at hand
         return self.style.tiles(
             self.gallery.picture(image),
             self.preprocess.display(projection),

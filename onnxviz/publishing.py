@@ -27,14 +27,15 @@ class Publisher:
         self._planned, self._folder, self._theme = planned, planned.folder, theme
         self._layers: dict[str, LayerAtlas] = {}
         self._shown: dict[str, LayerData] = {}
-        # An atlas of a former run must not outlive its pictures, whatever happens on the way.
-        (self._folder / "atlas.json").unlink(missing_ok=True)
         self._writer = ReportWriter(self._folder, theme)
-        for name in (IMAGES, *(one.slug for one in planned.layers)):
-            self._writer.drop(f"{PICTURES}/{name}")
 
     def begin(self, one: LayerAtlas) -> None:
-        """Write the pages of a layer that is about to be drawn."""
+        """Write the pages of a layer that is about to be drawn; with the first, a former report begins to go."""
+        if not self._layers:
+            # A former atlas must not outlive its pictures, whatever happens on the way.
+            (self._folder / "atlas.json").unlink(missing_ok=True)
+            for name in (IMAGES, *(layer.slug for layer in self._planned.layers)):
+                self._writer.drop(f"{PICTURES}/{name}")
         data = self._with(one)
         self._writer.expect(self._planned.pictures([one]))
         self._writer.layer(data, self._shown[one.slug])
@@ -58,8 +59,13 @@ class Publisher:
         self._writer.finish(self._data(atlas))
         return replace(atlas, folder=atlas.save(self._folder))
 
-    def stop(self) -> Atlas:
-        """The run is broken off: make a whole of what is drawn, with a note of what is not, and return it."""
+    def stop(self) -> Atlas | None:
+        """The run is broken off: make a whole of what is drawn, with a note of what is not, and return it.
+
+        None if no layer was begun: a former report is still as it was.
+        """
+        if not self._layers:
+            return None
         kept, missing = [], []
         for one in self._planned.layers:
             begun = self._layers.get(one.slug)

@@ -717,7 +717,7 @@ def test_an_atlas_does_not_outlive_its_pictures(folder, run, tmp_path, monkeypat
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("onnxviz.report.render.write_report", fail)
+    monkeypatch.setattr("onnxviz.report.render.ReportWriter.index", fail)
     options = ["-l", "conv2", "--images", folder / "photos", "--out", tmp_path / "run"]
     _fails(_call("analyze", folder / "small.onnx", *options), 1, "no space left")
     _fails(_call("report", tmp_path / "run"), 1, "holds no atlas")

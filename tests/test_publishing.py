@@ -123,14 +123,16 @@ def test_it_is_the_report_that_is_written_at_the_end(task, tmp_path):
 def test_a_run_that_is_broken_off_leaves_what_there_is(task, tmp_path, monkeypatch, error, at):
     monkeypatch.setattr("onnxviz.pictures._HITS_IN_MEMORY", 18)  # two channels at a time
     out = tmp_path / "out"
-    run(task, report=out, layers=["relu2", "fc2"])  # of which nothing must be left
+    former = run(task, report=out, layers=["relu2", "fc2"])  # of which nothing must be left
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
     heard = Watcher(out, error, at)
     with pytest.raises(type(error)):
         run(task, report=out, progress=heard)
     text, reached = text_of(out), LAYERS.index(at[0].partition(" ")[0].replace("dense1", "fc1"))
-    if at == ("conv1", 1):  # nothing was written yet: the row of all channels is drawn first
-        assert "relu2" in text
-        assert broken(out) == (set(), set())
+    if at == ("conv1", 1):  # nothing was drawn yet: the former report is as it was
+        assert {path: path.read_bytes() for path in files} == files
+        assert onnxviz.Atlas.load(out).report_data() == former.report_data()
+        assert not any("shows what was drawn" in note for note in heard.notes)
         return
     assert broken(out) == (set(), set())
     assert "is being written" not in text and "The run was broken off" in text
