@@ -36,7 +36,9 @@ class Publisher:
             (self._folder / "atlas.json").unlink(missing_ok=True)
             for name in (IMAGES, *(layer.slug for layer in self._planned.layers)):
                 self._writer.drop(f"{PICTURES}/{name}")
-        data = self._with(one)
+        self._layers[one.slug] = one
+        self._shown[one.slug] = self._planned.layer_data(one)
+        data = self._unfinished(one)
         self._writer.expect(self._planned.pictures([one]))
         self._writer.layer(data, self._shown[one.slug])
         if len(data.layers) > 1:
@@ -46,11 +48,12 @@ class Publisher:
         self._writer.index(data)
 
     def done(self, one: LayerAtlas) -> None:
-        """Take a layer with all its pictures in the place of the one that was begun."""
-        data = self._with(one)
+        """Take a layer with all its pictures in the place of the one that was begun; its montage is what is new."""
+        self._layers[one.slug] = one
         if one.montage:
+            self._shown[one.slug] = replace(self._shown[one.slug], montage=one.montage)
             self._writer.expect([one.montage])
-            self._writer.layer(data, self._shown[one.slug], channels=False)
+            self._writer.layer(self._unfinished(one), self._shown[one.slug], channels=False)
 
     def finish(self) -> Atlas:
         """Write what is left and the atlas itself, and return it."""
@@ -85,18 +88,16 @@ class Publisher:
             atlas.report(self._folder, theme=self._theme)
         return atlas
 
-    def _with(self, one: LayerAtlas) -> ReportData:
-        """What there is to show, with this layer."""
-        self._layers[one.slug] = one
+    def _unfinished(self, one: LayerAtlas) -> ReportData:
+        """What there is to show while a layer is drawn."""
         atlas = self._planned.with_layers(tuple(self._layers.values()))
-        self._shown[one.slug] = atlas.layer_data(one)
         coming = [str(other.layer) for other in self._planned.layers if other.slug not in self._layers]
         then = f" Then come {', '.join(coming)}." if coming else ""
         note = f"This report is being written, or its run was cut off: {one.layer} is being drawn.{then}"
         return self._data(atlas.noted(note))
 
     def _data(self, atlas: Atlas) -> ReportData:
-        """The facts of each layer are worked out once."""
+        """Everything that the report of these layers shows; the facts of each are worked out once."""
         return atlas.report_data(tuple(self._shown[one.slug] for one in atlas.layers))
 
     def _drawn(self, one: LayerAtlas, channel: int | None) -> bool:
