@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 _ROUNDING = {"cpu": 1e-5, "cuda": 1e-3}
@@ -14,7 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """How close projections must be depends on the provider; modules take the number over when they are imported."""
+    """How close projections must be depends on the provider; modules take the number over when they are imported.
+
+    A shell lets what it starts in the background ignore Ctrl-C. The tests of Ctrl-C take it back.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from tests.reverse import pasting
 
     pasting.CLOSE = _ROUNDING[config.getoption("--provider")]
