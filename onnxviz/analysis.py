@@ -108,6 +108,12 @@ def analyze(
     progress = progress or Progress()
     if seed not in SEEDS:
         raise UsageError(f"Seed {seed!r} is not known. Choose one of {', '.join(SEEDS)}.")
+    if report is not None and folder is not None:
+        raise UsageError("Give a folder for the pictures or one for the report, not both.")
+    check_theme(theme)
+    folder = folder if report is None else report
+    if folder is not None:
+        check_folder(Path(folder))
     methods = [
         make_method(name, overlap=overlap, lrn=lrn, activation=activation)
         for name in dict.fromkeys([method] if isinstance(method, str) else method)
@@ -142,12 +148,6 @@ def analyze(
     names = facts.output_names(network.model, labels)
     named = _named(network, found, names, progress, given=labels is not None)
     source = _source(images, recipe, names, progress)
-    if report is not None and folder is not None:
-        raise UsageError("Give a folder for the pictures or one for the report, not both.")
-    check_theme(theme)
-    folder = folder if report is None else report
-    if folder is not None:
-        check_folder(Path(folder))
 
     progress.start("Scanning", min(len(source.samples), limit or len(source.samples)), "images")
     done = 0

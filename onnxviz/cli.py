@@ -261,15 +261,11 @@ def analyze(
     """Find what every channel of a layer responds to, and write the report."""
     with _errors(debug):
         from onnxviz.analysis import analyze as run
-        from onnxviz.report.folder import check_folder
-        from onnxviz.report.render import check_theme
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
         if single_file and target.suffix == ".html":
             target = target.with_suffix("")
-        check_theme(theme)
-        check_folder(target)
         file = file_beside(target) if single_file else None
         if file:
             check_file(file)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError
 from onnxviz.images import render
-from onnxviz.report import format as shown
+from onnxviz.report.templating import open_templates
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -72,19 +72,7 @@ def _html(macro: str, folder: Path, *arguments: Any) -> str:
 
 @cache
 def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("onnxviz.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=shown.number, integer=shown.integer, percent=shown.percent, size=shown.size
-    )
-    return environment.get_template("notebook.html")
+    return open_templates().get_template("notebook.html")
 
 
 def _strongest(rows: Sequence[ChannelData], count: int) -> list[ChannelData]:

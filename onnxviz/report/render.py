@@ -31,6 +31,7 @@ from onnxviz.report.data import ChannelData, DiagramNode, LayerData, ReportData
 from onnxviz.report.diagram import lay_out
 from onnxviz.report.folder import Folder
 from onnxviz.report.folding import chain_concats, find_runs
+from onnxviz.report.templating import open_templates
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -247,22 +248,7 @@ def static_names() -> dict[str, str]:
 
 def make_environment(data: ReportData, static: Mapping[str, str], theme: str = "auto") -> Environment:
     """The templates, with the report's data, the paths of its static files, and its theme."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("onnxviz.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=shown.number,
-        integer=shown.integer,
-        percent=shown.percent,
-        size=shown.size,
-        date=shown.date,
-    )
+    environment = open_templates()
     environment.globals.update(
         report=data,
         static=static,

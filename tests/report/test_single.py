@@ -24,6 +24,7 @@ from onnxviz.report.render import page_of
 from onnxviz.report.single import check_file, file_beside, write_single
 
 from .fixture import HOSTILE, make_report
+from .visitor import Visitor
 
 Rendered = tuple[ReportData, Path, Path]
 DRAWN = """() => [...document.images].filter((image) => image.loading !== "lazy")
@@ -86,28 +87,22 @@ class Store(HTMLParser):
             self._open = None
 
 
-class Watched:
+class Watched(Visitor):
     """A page of the browser that must ask for nothing but the file, and complain of nothing."""
 
     def __init__(self, browser: Any, file: Path, **options: Any) -> None:
         self.file = file
-        self.context = browser.new_context(**{"reduced_motion": "reduce", **options})
-        self.page = self.context.new_page()
-        self.faults: list[str] = []
-        self.page.on("console", lambda message: self.faults.append(message.text))
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.context.on("request", self._check)
-        self.page.on("requestfailed", lambda request: self.faults.append(f"{request.url}: {request.failure}"))
+        super().__init__(browser, **{"reduced_motion": "reduce", **options})
 
     def _check(self, request: Any) -> None:
         if not request.url.startswith(("blob:", "data:")) and request.url.split("#")[0] != self.file.as_uri():
             self.faults.append(request.url)
 
+    def _failed(self, request: Any) -> None:
+        self.faults.append(f"{request.url}: {request.failure}")
+
     def open(self, fragment: str = "") -> Any:
-        self.page.goto(self.file.as_uri() + fragment)
-        self.page.wait_for_load_state("load")
-        return self.page
+        return super().open(self.file, fragment)
 
 
 @pytest.fixture
