@@ -53,7 +53,7 @@ __all__ = [
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = 4
+FORMAT = 5
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 
@@ -471,7 +471,7 @@ def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Arra
         return {name: arrays[f"{number}/{part}/{name}"] for name in names}
 
     ranked = ("score", "activation", "image", "y", "x")
-    counted = ("images", "largest", "total", "active_images", "not_finite")
+    counted = ("images", "largest", "sums", "active_images", "not_finite")
     return LayerAtlas(
         layer=Layer(**{name: _tuples(value) for name, value in entry["layer"].items()}),
         slug=entry["slug"],
