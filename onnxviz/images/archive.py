@@ -31,6 +31,9 @@ class Archive(Protocol):
     sequential: bool
     """Reading is quick only in the archive's own order."""
 
+    def facts(self, index: int) -> tuple[int, ...]:
+        """Size of member ``index`` in bytes, and in a zip its CRC-32."""
+
     def read(self, index: int) -> bytes:
         """The content of member ``index``; may be called from several threads.
 
@@ -66,6 +69,9 @@ class _Zip:
         self._lock = threading.Lock()
         self.names = tuple(member.filename for member in self._members)
 
+    def facts(self, index: int) -> tuple[int, ...]:
+        return self._members[index].file_size, self._members[index].CRC
+
     def read(self, index: int) -> bytes:
         member = self._members[index]
         _check_size(member.file_size)
@@ -92,6 +98,9 @@ class _Tar:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self.names = tuple(member.name for member in self._members)
         self.sequential = not _is_plain_tar(path)
+
+    def facts(self, index: int) -> tuple[int, ...]:
+        return (self._members[index].size,)
 
     def read(self, index: int) -> bytes:
         _check_size(self._members[index].size)

@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, overload
@@ -20,11 +20,20 @@ from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.images import archive
 from onnxviz.images.archive import Archive, open_archive
 from onnxviz.images.decode import SUFFIXES, Picture, decode, quiet
+from onnxviz.images.fingerprint import (
+    Fingerprint,
+    Row,
+    file_time,
+    fingerprint,
+    sampled_bytes,
+    sizes_and_times,
+)
 
 if TYPE_CHECKING:
     from onnxviz.images.preprocess import Preprocess
 
 __all__ = [
+    "Fingerprint",
     "Listing",
     "Picture",
     "Sample",
@@ -73,11 +82,25 @@ class Listing(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``)."""
+    """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``).
+
+    ``rows`` describes it to `fingerprint` where more is known than names and labels.
+    """
 
     description: str
     samples: Sequence[Sample]
     builtin: bool = False
+    rows: Callable[[], Iterable[Row]] | None = field(default=None, repr=False, compare=False)
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells this data set from another or a changed one; works it out anew, as things are now.
+
+        Files count by their sizes and times, not by their content, so it takes seconds for a million of them. What
+        cannot be read counts as that.
+        """
+        if self.rows is not None:
+            return fingerprint(self.rows())
+        return fingerprint(((sample.name, sample.label), None) for sample in self.samples)
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -112,7 +135,8 @@ def open_source(
         return _arrays(path, labels)
     if suffix in SUFFIXES:
         read = partial(_read_file, str(path), path.name, preprocess)
-        return Source(path.name, (Sample(_printable(path.name), None, read),))
+        sample = Sample(_printable(path.name), None, read)
+        return Source(path.name, (sample,), rows=lambda: [(("image", sampled_bytes(path)), file_time(path))])
     members = open_archive(path)
     if members is not None:
         return _archive(path, members, labels, preprocess)
@@ -210,8 +234,15 @@ def _folder(root: Path, labels: Mapping[str, str], preprocess: Preprocess | None
             return Sample(shown, None, partial(_refuse, f"{shown}: {unreadable[name]}"))
         return Sample(shown, _label(shown, labels), partial(_read_file, f"{root}/{name}", shown, preprocess))
 
+    samples = Listing(make, range(len(names)))
+
+    def rows() -> Iterator[Row]:
+        for sample, name, (size, time) in zip(samples, names, sizes_and_times(str(root), names), strict=True):
+            known = name not in unreadable
+            yield (sample.name, sample.label, size if known else None), time if known else None
+
     title = _printable(root.resolve().name or str(root))
-    return Source(_describe(f"{title}/", len(names), ignored), Listing(make, range(len(names))))
+    return Source(_describe(f"{title}/", len(names), ignored), samples, rows=rows)
 
 
 def _walk(root: str) -> Iterator[tuple[str, str | None]]:
@@ -276,7 +307,14 @@ def _archive(
         label = _label(_printable(name.removeprefix(shared)), labels)
         return Sample(shown, label, partial(_read_member, members, member, shown, preprocess))
 
-    return Source(_describe(path.name, len(entries), ignored), Listing(make, range(len(entries))))
+    samples = Listing(make, range(len(entries)))
+
+    def rows() -> Iterator[Row]:
+        for sample, (_, member) in zip(samples, entries, strict=True):
+            yield (sample.name, sample.label, *members.facts(member)), None
+        yield (), file_time(path)
+
+    return Source(_describe(path.name, len(entries), ignored), samples, rows=rows)
 
 
 def _arrays(path: Path, labels: Mapping[str, str]) -> Source:
@@ -296,7 +334,14 @@ def _arrays(path: Path, labels: Mapping[str, str]) -> Source:
         return Sample(name, label, partial(_read_array, array, index, name))
 
     count = len(array)
-    return Source(f"{path.name} ({_images(count)}{note})", Listing(make, range(count)))
+    samples = Listing(make, range(count))
+
+    def rows() -> Iterator[Row]:
+        yield ("array", array.shape, array.dtype.str, sampled_bytes(path)), file_time(path)
+        if marks is not None:
+            yield from (((sample.label,), None) for sample in samples)
+
+    return Source(f"{path.name} ({_images(count)}{note})", samples, rows=rows)
 
 
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
