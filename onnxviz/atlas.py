@@ -7,13 +7,12 @@ It renders again with neither the model nor the images.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError, UnitError, UsageError
+from onnxviz.files import write_atomically
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.model.layers import Layer, find_layer, find_layers
@@ -48,7 +48,6 @@ __all__ = [
     "LayerAtlas",
     "channel_ranges",
     "channels_of",
-    "write_atomically",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -432,16 +431,6 @@ def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
 def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file by a function of a path; it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tuples(value: Any) -> Any:

@@ -424,7 +424,7 @@ def layers(
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
     with _errors(debug):
-        from onnxviz.analysis import open_network
+        from onnxviz.setup import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
         if as_json:
@@ -543,10 +543,10 @@ def project(
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
     with _errors(debug):
-        from onnxviz.analysis import open_network
         from onnxviz.pictures import project_image
         from onnxviz.places import slugs
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, recipe = open_network(
@@ -599,8 +599,8 @@ def export_deconv(
     boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
     """
     with _errors(debug):
-        from onnxviz.analysis import open_network
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))

@@ -12,7 +12,8 @@
     │   └── NoImagesError        nothing to scan
     ├── WeightsError             a weight file for a converter is not what it should be
     ├── ProviderError            the execution provider asked for is not there
-    └── AtlasError               a saved atlas cannot be read
+    ├── AtlasError               a saved atlas or scan cannot be read, written or put together
+    └── LockedError              another process works in the same place
 
 A message names the place, what was found and what was expected, and what to do next, in a line or two.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "AtlasError",
     "ImageError",
     "LayerNotFoundError",
+    "LockedError",
     "ModelError",
     "NoImagesError",
     "OnnxvizError",
@@ -79,4 +81,8 @@ class ProviderError(OnnxvizError):
 
 
 class AtlasError(OnnxvizError):
-    """A saved atlas that cannot be read."""
+    """A saved atlas or scan that cannot be read, written or put together with others."""
+
+
+class LockedError(OnnxvizError):
+    """Another process works in the same folder."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import AtlasError
+from onnxviz.errors import AtlasError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.probes import reduced
 from onnxviz.forward.ranges import Range
@@ -38,6 +38,19 @@ class LayerScan:
     overall: TopK
     stats: ChannelStats
     responses: Responses
+
+    def first(self, top: int) -> LayerScan:
+        """With the ``top`` strongest images of each channel only.
+
+        Raises:
+            UsageError: there are fewer.
+        """
+        kept = self.topk.score.shape[1]
+        if not 1 <= top <= kept:
+            raise UsageError(
+                f"The scan kept the {kept} strongest images of each channel; 1 to {kept} can be shown, not {top}."
+            )
+        return replace(self, topk=self.topk.first(top), overall=self.overall.first(top))
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,11 @@ class Part:
 
     def arrays(self) -> dict[str, Array]:
         """All arrays, by name, for saving."""
-        groups = {"topk": self.topk, "overall": self.overall, "stats": self.stats}
+        groups: dict[str, TopK | ChannelStats] = {
+            "topk": self.topk,
+            "overall": self.overall,
+            "stats": self.stats,
+        }
         found = {f"{part}/{name}": a for part, group in groups.items() for name, a in group.arrays().items()}
         return found | {"responses/image": self.responses.image, "responses/largest": self.responses.largest}
 

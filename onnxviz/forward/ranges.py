@@ -52,7 +52,7 @@ def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:
 
 
 def shard(total: int, number: int, of: int, size: int) -> Range:
-    """The range of shard ``number``, from 1 on, ``of`` so many of about the same length, cut at multiples of ``size``."""
+    """The range of shard ``number``, from 1 on, of ``of`` about equally long ones, cut at multiples of ``size``."""
     blocks = -(-total // size)
     first, last = ((blocks * n) // of for n in (number - 1, number))
     return min(first * size, total), min(last * size, total)

@@ -166,7 +166,7 @@ class Scanner:
         todo: Sequence[Range],
         advanced: Callable[[int], None] | None = None,
         *,
-        save: Callable[[Part], None] | None = None,
+        save: Callable[[Part], object] | None = None,
         every: float = math.inf,
         skipped: Callable[[str, str], None] | None = None,
     ) -> Part:
@@ -193,8 +193,9 @@ class Scanner:
             batch, future = running.popleft()
             bad = [self._skip(index, reason) for index, reason in batch.bad]
             tally.add(batch.range, future.result() if future else None, np.array(batch.images, np.int64), bad)
-            for _, name, reason in bad if skipped else ():
-                skipped(name, reason)
+            if skipped:
+                for _, name, reason in bad:
+                    skipped(name, reason)
             if advanced:
                 advanced(batch.range[1] - batch.range[0])
             if save and monotonic() - saved_at >= every:

@@ -229,6 +229,37 @@ class ModelFile:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @cached_property
+    def weight_files(self) -> tuple[str, ...]:
+        """The files, relative to the model's folder, that hold its external data."""
+        entries = (
+            entry.value
+            for tensor in self.initializers.values()
+            if external_data_helper.uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        )
+        return tuple(sorted(set(entries)))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file and of what `weight_files` hold, in hexadecimal.
+
+        Raises:
+            ModelError: one of them is not there, or is one that a model may not read.
+        """
+        if not self.weight_files:
+            return self.sha256
+        whole = hashlib.sha256(self.sha256.encode())
+        for location in self.weight_files:
+            try:
+                data = self._files.whole(location)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{self.path}: {location!r} cannot be read: {first_line(error)}.") from error
+            whole.update(f"\0{location}\0".encode("utf-8", "surrogateescape"))
+            whole.update(hashlib.sha256(memoryview(data)).digest())  # type: ignore[arg-type]
+        return whole.hexdigest()
+
     @property
     def opset(self) -> int:
         """Version of the default operator set, after conversion."""
