@@ -1,4 +1,4 @@
-"""The whole job in a straight line: open, check, scan, draw."""
+"""The whole job in a straight line: open, check, scan, draw; and its steps, for jobs that outgrow one machine."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
 from onnxviz.reverse.project import DEFAULT_MEMORY
-from onnxviz.runs import SAVE_EVERY, Run, scan_file
+from onnxviz.runs import SAVE_EVERY, Run, merge_parts, scan_file
 from onnxviz.runtime import release_memory
 from onnxviz.saved import SavedScan
 from onnxviz.scanning import run_scan
 from onnxviz.setup import open_saved, open_setup
 
-__all__ = ["analyze", "draw_saved"]
+__all__ = ["analyze", "draw", "merge", "scan"]
 
 
 def analyze(
@@ -151,7 +151,105 @@ def analyze(
         )
 
 
-def draw_saved(
+def scan(
+    model: str | Path,
+    out: str | Path,
+    *,
+    layers: str | Sequence[str],
+    images: str | Path | None = None,
+    top: int = 9,
+    rank: str = "max",
+    limit: int | None = None,
+    shard: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    provider: str = "auto",
+    preprocess: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    bgr: bool | None = None,
+    size: tuple[int, int] | None = None,
+    image: str | None = None,
+    feeds: Mapping[str, NDArray[Any]] | None = None,
+    labels: str | Path | Sequence[str] | None = None,
+    restart: bool = False,
+    save_every: float = SAVE_EVERY,
+    progress: Progress | None = None,
+) -> SavedScan:
+    """Find each channel's strongest images, or those in a shard of the data set, and save them; `draw` shows them.
+
+    Args:
+        out: a folder, or a file whose name ends in .atlas; a scan that was broken off there goes on.
+        shard: (number, of), from (1, of) on: only this part of the images; `merge` puts the parts together.
+        restart: start over, whatever is there.
+        save_every: seconds between two times that it is saved.
+
+    The others are those of `analyze`.
+
+    Raises:
+        OnnxvizError: see `onnxviz.errors`.
+    """
+    progress = progress or Progress()
+    setup = open_setup(
+        model,
+        layers=layers,
+        images=images,
+        top=top,
+        rank=rank,
+        limit=limit,
+        provider=provider,
+        preprocess=preprocess,
+        mean=mean,
+        std=std,
+        bgr=bgr,
+        size=size,
+        image=image,
+        feeds=feeds,
+        labels=labels,
+        progress=progress,
+    )
+    run = Run(Path(out))
+    with locked(run.path):
+        run.check_report(restart=restart)
+        run_scan(
+            setup,
+            run=run,
+            shard=shard,
+            restart=restart,
+            batch_size=batch_size,
+            save_every=save_every,
+            progress=progress,
+        )
+        return SavedScan.read(run.file)
+
+
+def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False) -> SavedScan:
+    """Put the shards of a scan together.
+
+    Args:
+        parts: files or folders that `scan` wrote, in any order.
+        out: a folder, or a file whose name ends in .atlas.
+        restart: replace a scan that is there.
+
+    Raises:
+        UsageError: a scan is at ``out`` already; there are no parts.
+        AtlasError: a part is damaged or of another scan; images are in two parts or in none.
+    """
+    run = Run(Path(out))
+    if any(scan_file(Path(part)).resolve() == run.file.resolve() for part in parts):
+        raise UsageError(f"{out} is one of the parts. Choose another place for the whole.")
+    with locked(run.path):
+        run.check_report(restart=restart)
+        if run.file.exists() and not restart:
+            raise UsageError(
+                f"{out} holds a scan already. Choose another place, or replace it with --restart."
+            )
+        whole = merge_parts([Path(part) for part in parts])
+        run.remove()
+        whole.write(run.file)
+        return whole
+
+
+def draw(
     path: str | Path,
     report: str | Path,
     *,
@@ -159,6 +257,7 @@ def draw_saved(
     channels: str | Sequence[int] | None = None,
     top: int | None = None,
     method: str | Sequence[str] = "deconvnet",
+    control: bool = False,
     model: str | Path | None = None,
     images: str | Path | None = None,
     provider: str | None = None,
@@ -174,6 +273,7 @@ def draw_saved(
         path: the scan's folder or file.
         report: the folder of the report.
         layers, channels, top: only these of what was scanned.
+        method, control, engine, memory, theme, command: as of `analyze`.
         model, images: where they are now, if not where they were.
         provider: where to run the network; None for where it ran.
 
@@ -200,7 +300,7 @@ def draw_saved(
         setup = replace(setup, layers=tuple(one.layer for one in scan.layers))
     if top is not None:
         scan = replace(scan, layers=tuple(one.first(top) for one in scan.layers))
-    style = Style.of(method)
+    style = Style.of(method, control=control)
     style.check(setup.network, setup.layers)
     drawing = Drawing.plan(setup, style, channels, progress, labelled=saved.origin.labels is not None)
     with locked(Path(report)):

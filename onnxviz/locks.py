@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ def locked(path: Path) -> Iterator[None]:
         OnnxvizError: there is no permission to write there, say.
     """
     lock = path.with_name(f".{path.name}.lock") if path.suffix == ".atlas" else path / _NAME
+    made = not lock.parent.exists()
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _taken(lock)
@@ -43,6 +44,9 @@ def locked(path: Path) -> Iterator[None]:
         if sys.platform != "win32":
             lock.unlink(missing_ok=True)
         os.close(descriptor)
+        if made:  # for a job that then left nothing there
+            with suppress(OSError):
+                lock.parent.rmdir()
 
 
 def _taken(lock: Path) -> int | None:

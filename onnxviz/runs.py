@@ -15,7 +15,7 @@ from onnxviz.forward.ranges import Range
 from onnxviz.job import Job
 from onnxviz.saved import SUFFIX, Origin, SavedScan, versions
 
-__all__ = ["SAVE_EVERY", "Run", "merge", "scan_file"]
+__all__ = ["SAVE_EVERY", "Run", "merge_parts", "scan_file"]
 
 SAVE_EVERY = 60.0
 """Seconds between two times that a scan is saved."""
@@ -104,6 +104,25 @@ class Run:
                 self._before.unlink(missing_ok=True)
         return self._saved
 
+    def check_report(self, *, restart: bool) -> None:
+        """Make sure that no report is there that a scan would not go with.
+
+        Args:
+            restart: forget the report's atlas.
+
+        Raises:
+            UsageError: there is one, and no scan of its own.
+        """
+        report = self.file.parent / "atlas.json"
+        if self.file.name != _NAME or not report.exists():
+            return
+        if restart:
+            report.unlink()
+        elif not self.file.exists():
+            raise UsageError(
+                f"{self.path} holds a report of another run. Choose another place, or use --restart."
+            )
+
     def remove(self) -> None:
         """Forget the scan that is there."""
         for path in (self.file, self._before):
@@ -123,7 +142,7 @@ class Run:
         return None
 
 
-def merge(paths: Sequence[Path]) -> SavedScan:
+def merge_parts(paths: Sequence[Path]) -> SavedScan:
     """Put the parts of a scan together, one after the other, so that memory does not grow with their number.
 
     Raises:

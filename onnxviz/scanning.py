@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxviz.errors import UsageError
+from onnxviz.errors import NoImagesError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
@@ -67,12 +67,15 @@ def run_scan(
         progress.advance(ranges.count([whole]) - ranges.count(todo))
         part = scanner.scan(part, todo, progress.advance, save=run.save if run else None, every=save_every)
         progress.finish()
-        if run:
-            run.save(part)
-    elif run and not run.file.exists():
-        run.save(part)  # a shard without images is one, too
     if not shard:
-        check_images(part, setup.source)
+        try:
+            check_images(part, setup.source)
+        except NoImagesError:
+            if run:
+                run.remove()  # nothing is worth going on from
+            raise
+    if run and (todo or not run.file.exists()):
+        run.save(part)
     return part
 
 
