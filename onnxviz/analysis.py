@@ -30,7 +30,7 @@ from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
 from onnxviz.places import FILTERS, IMAGES, PICTURES, slugs
-from onnxviz.progress import Progress
+from onnxviz.progress import OPENING, SCANNING, Progress
 from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
@@ -120,6 +120,7 @@ def analyze(
     ]
     if not methods:
         raise UsageError("No method is given. Name deconvnet, guided or gradient.")
+    progress.start(OPENING, 0, "")
     network, recipe = open_network(
         model,
         provider=provider,
@@ -148,8 +149,9 @@ def analyze(
     names = facts.output_names(network.model, labels)
     named = _named(network, found, names, progress, given=labels is not None)
     source = _source(images, recipe, names, progress)
+    progress.finish()
 
-    progress.start("Scanning", min(len(source.samples), limit or len(source.samples)), "images")
+    progress.start(SCANNING, min(len(source.samples), limit or len(source.samples)), "images")
     done = 0
 
     def scanned(count: int, total: int) -> None:
@@ -167,6 +169,7 @@ def analyze(
         limit=limit,
         batch_size=batch_size,
         progress=scanned,
+        skip=progress.skipped,
     )
     progress.finish()
     release_memory()

@@ -6,19 +6,17 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxviz.errors import OnnxvizError, UsageError
-from onnxviz.progress import Progress
+from onnxviz.console import console
+from onnxviz.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.progress import TaskID
 
     from onnxviz.check import Check
 
@@ -117,35 +115,28 @@ Activation = Annotated[
 Theme = Annotated[
     str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+JsonProgress = Annotated[
+    bool,
+    typer.Option(
+        "--json-progress",
+        help="For programs: print the run's course on standard output as JSON objects, one a line, and nothing else "
+        "there.",
+    ),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also append the run's course to this file, every skipped image and every error's traceback included.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """Errors as one line and an exit code: the error's own, 1 for what nobody foresaw, 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except OnnxvizError as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except Exception as error:
-        if debug:
-            raise
-        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        typer.echo(f"Error: {kind}{error} (--debug shows where)", err=True)
-        raise typer.Exit(1) from None
 
 
 def _version(asked: bool) -> None:
@@ -256,10 +247,13 @@ def analyze(
         ),
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFile = None,
     debug: Debug = False,
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
-    with _errors(debug):
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.analysis import analyze as run
         from onnxviz.report.single import check_file, file_beside
 
@@ -269,56 +263,50 @@ def analyze(
         file = file_beside(target) if single_file else None
         if file:
             check_file(file)
-        with _Bar() as bar:
-            atlas = run(
-                model,
-                layers=layer,
-                images=images,
-                top=top,
-                channels=channels,
-                method=method or "deconvnet",
-                control=control,
-                rank=rank,
-                seed=seed,
-                overlap=overlap,
-                lrn=lrn,
-                activation=activation,
-                limit=limit,
-                batch_size=batch_size,
-                provider=provider,
-                engine=engine,
-                memory=_bytes(memory),
-                preprocess=preprocess,
-                mean=_numbers("--mean", mean),
-                std=_numbers("--std", std),
-                bgr=bgr,
-                size=_size(size),
-                image=input_,
-                feeds=_feeds(feed),
-                labels=labels,
-                montage=montage,
-                progress=bar,
-                report=target,
-                theme=theme,
-                command=shlex.join(["onnxviz", *sys.argv[1:]]),
-            )
-            if file:
-                atlas.report_file(file, theme=theme)
-        skipped = atlas.provenance.skipped
-        typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
-        for name, reason in skipped[:5]:
-            typer.echo(f"  skipped {name}: {reason}", err=True)
-        if len(skipped) > 5:
-            typer.echo(f"  … and {len(skipped) - 5:,} more, listed in the report", err=True)
+        atlas = run(
+            model,
+            layers=layer,
+            images=images,
+            top=top,
+            channels=channels,
+            method=method or "deconvnet",
+            control=control,
+            rank=rank,
+            seed=seed,
+            overlap=overlap,
+            lrn=lrn,
+            activation=activation,
+            limit=limit,
+            batch_size=batch_size,
+            provider=provider,
+            engine=engine,
+            memory=_bytes(memory),
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            montage=montage,
+            progress=progress,
+            report=target,
+            theme=theme,
+            command=shlex.join(["onnxviz", *sys.argv[1:]]),
+        )
+        lines = [f"Report: {target / 'index.html'}"]
+        made = {"report": target / "index.html"}
+        if file:
+            progress.start("Packing", 0, "")
+            made["single_file"] = atlas.report_file(file, theme=theme)
+            lines.append(_file_line(file))
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
-        page = target / "index.html"
-        typer.echo(f"Report: {page}")
-        if file:
-            typer.echo(_file_line(file))
+            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+        progress.result(lines, **made)
         if open_:
-            _browse(page)
+            _browse(made["report"])
 
 
 @app.command()
@@ -345,7 +333,7 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write a report once more, or a part of it, with neither the model nor the images."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.atlas import Atlas
         from onnxviz.report.single import check_file, file_beside
 
@@ -390,7 +378,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write tables and figures of a report, with neither the model nor the images."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz import export as writers
         from onnxviz.atlas import Atlas
 
@@ -423,7 +411,7 @@ def layers(
     debug: Debug = False,
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.analysis import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
@@ -485,7 +473,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say what is understood of a model, how each operator is reversed, and whether it can be analysed."""
-    with _errors(debug):
+    with console(debug=debug):
         from dataclasses import asdict
 
         from onnxviz.check import check as run
@@ -542,7 +530,7 @@ def project(
     debug: Debug = False,
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.analysis import open_network
         from onnxviz.pictures import project_image
         from onnxviz.places import slugs
@@ -598,7 +586,7 @@ def export_deconv(
     Its inputs are the network's own images and units (M, 4): sample, channel, y, x. Its outputs: pixels (M, C, h, w),
     boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
     """
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.analysis import open_network
         from onnxviz.reverse.methods import make_method
 
@@ -614,7 +602,7 @@ def export_deconv(
 @app.command()
 def operators(debug: Debug = False) -> None:
     """List the operators that have a reverse rule: what it does, asks for, and where it approximates."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.reverse.operators import table
 
         rows = [
@@ -646,7 +634,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Write a classic network, from its published weight file, as ONNX."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.converters import CONVERTERS
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
@@ -795,71 +783,3 @@ def _position(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--position {text!r}: write Y,X, the row and column of the unit, such as 6,7.")
     return int(parts[0]), int(parts[1])
-
-
-class _Bar(Progress):
-    """Progress bars on standard error if that is a terminal, and notes on standard output."""
-
-    def __init__(self) -> None:
-        self._shown: Any = None
-        self._task: TaskID | None = None
-        self._make: Callable[[str], Any] | None = _bar_of if sys.stderr.isatty() else None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.finish()
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        typer.echo(text)
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        """Show a bar with rate and time left."""
-        if self._make:
-            self._shown = self._make(unit)
-            self._shown.start()
-            self._task = self._shown.add_task(task, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        """Move the bar."""
-        if self._shown:
-            self._shown.advance(self._task, count)
-
-    def finish(self) -> None:
-        """Leave the bar as it is."""
-        if self._shown:
-            self._shown.stop()
-            self._shown = None
-
-
-def _bar_of(unit: str) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """Steps a second."""
-
-        def render(self, task: Task) -> Text:
-            """The rate, or nothing before there is one."""
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
-
-    return Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

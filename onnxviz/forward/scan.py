@@ -81,6 +81,7 @@ def scan(
     limit: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    skip: Callable[[str, str], None] | None = None,
 ) -> Scan:
     """Find each channel's top images.
 
@@ -90,6 +91,7 @@ def scan(
         limit: read only the first so many samples.
         batch_size: images a run; see `workload` for the default.
         progress: called with (images done, images in all).
+        skip: called with (name, reason) of each image that could not be read.
 
     Raises:
         NoImagesError: not one image could be read.
@@ -137,6 +139,8 @@ def scan(
             for index, reason in batch.bad:
                 name = source.samples[index].name
                 skipped.append((name, reason.removeprefix(f"{name}: ")))
+                if skip:
+                    skip(*skipped[-1])
             x = network.feed(preprocess.batch(batch.arrays)) if batch.arrays else None
             running.append((batch, None if x is None else pool.submit(runner.run, x)))
             check()
