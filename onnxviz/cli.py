@@ -124,7 +124,7 @@ JsonProgress = Annotated[
         "there.",
     ),
 ]
-LogFile = Annotated[
+LogFileOption = Annotated[
     Path | None,
     typer.Option(
         help="Also append the run's course to this file, every skipped image and every error's traceback included.",
@@ -249,7 +249,7 @@ def analyze(
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     quiet: Quiet = False,
     json_progress: JsonProgress = False,
-    log_file: LogFile = None,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
@@ -301,6 +301,7 @@ def analyze(
             progress.start("Packing", 0, "")
             made["single_file"] = atlas.report_file(file, theme=theme)
             lines.append(_file_line(file))
+            progress.finish()
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
             progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")

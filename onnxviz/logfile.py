@@ -121,17 +121,15 @@ def _opened(path: Path) -> io.FileIO:
     if not path.parent.is_dir():
         raise UsageError(f"--log-file {path}: there is no folder {path.parent}. Make it first.")
     try:
-        file = io.FileIO(path, "a")
-        if path.is_file() and b"\0" in path.open("rb").read(4096):
-            file.close()
-            raise UsageError(
-                f"--log-file {path}: this is no text file, so nothing is appended. Name another."
-            )
+        if path.is_file():  # what is somebody's model or photo must not be spoilt
+            with path.open("rb") as former:
+                if b"\0" in former.read(4096):
+                    raise UsageError(f"--log-file {path}: this is no text file. Name another.")
+        return io.FileIO(path, "a")
     except OSError as error:
         raise UsageError(
             f"--log-file {path}: cannot be written ({error.strerror or error}). Name another."
         ) from error
-    return file
 
 
 def _versions() -> list[str]:

@@ -100,7 +100,8 @@ class Summary:
         parts = [self._part(word) for word in dict.fromkeys(p.name.partition(" ")[0] for p in self.phases)]
         rest = self.seconds - sum(p.seconds for p in self.phases)
         parts += [f"other work {duration(rest)}"] if parts and rest >= 0.05 else []
-        return [*found, f"{duration(self.seconds)}: {', '.join(parts)}{self._memory()}"]
+        times = f": {', '.join(parts)}" if parts else ""
+        return [*found, f"{duration(self.seconds)}{times}{self._memory()}"]
 
     def skipped_lines(self) -> list[str]:
         """What was skipped, for people: the most frequent reasons, a line each."""

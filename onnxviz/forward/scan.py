@@ -125,6 +125,11 @@ def scan(
         batch, future = running.popleft()
         if future:
             tally.add(future.result(), np.array(batch.images, np.int64))
+        for index, reason in batch.bad:
+            name = source.samples[index].name
+            skipped.append((name, reason.removeprefix(f"{name}: ")))
+            if skip:
+                skip(*skipped[-1])
         images += len(batch.images)
         done += len(batch.images) + len(batch.bad)
         if progress:
@@ -136,11 +141,6 @@ def scan(
         ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
     ):
         for batch in _batches(items, size):
-            for index, reason in batch.bad:
-                name = source.samples[index].name
-                skipped.append((name, reason.removeprefix(f"{name}: ")))
-                if skip:
-                    skip(*skipped[-1])
             x = network.feed(preprocess.batch(batch.arrays)) if batch.arrays else None
             running.append((batch, None if x is None else pool.submit(runner.run, x)))
             check()
