@@ -64,6 +64,8 @@ def analyze(
     run: str | Path | None = None,
     restart: bool = False,
     save_every: float = SAVE_EVERY,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
@@ -93,6 +95,9 @@ def analyze(
             by default the report's folder, where a finished scan of something else is replaced and not refused.
         restart: start over, whatever scan is kept there.
         save_every: seconds between two times that the scan is saved.
+        workers: scan in so many processes, each with a GPU or a share of the cores. A program that calls this must be
+            one that Python can import without running it (``if __name__ == "__main__":``).
+        cluster: scan on a Dask cluster: its scheduler's address, or its scheduler file. Needs onnxviz[cluster].
         command: how the job was called, for the report.
 
     Raises:
@@ -143,6 +148,8 @@ def analyze(
             replace_finished=run is None,
             batch_size=batch_size,
             save_every=save_every,
+            workers=workers,
+            cluster=cluster,
             progress=progress,
         )
         release_memory()
@@ -173,6 +180,8 @@ def scan(
     labels: str | Path | Sequence[str] | None = None,
     restart: bool = False,
     save_every: float = SAVE_EVERY,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> SavedScan:
     """Find each channel's strongest images, or those in a shard of the data set, and save them; `draw` shows them.
@@ -217,6 +226,8 @@ def scan(
             restart=restart,
             batch_size=batch_size,
             save_every=save_every,
+            workers=workers,
+            cluster=cluster,
             progress=progress,
         )
         return SavedScan.read(run.file)

@@ -6,19 +6,17 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxviz.errors import OnnxvizError, UsageError
-from onnxviz.progress import Progress
+from onnxviz.console import console
+from onnxviz.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.progress import TaskID
 
     from onnxviz.check import Check
 
@@ -154,8 +152,40 @@ Labels = Annotated[
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Start over, whatever scan is kept there.")]
 SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between two times that the scan is saved.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Scan in so many processes, each with a GPU or a share of the cores.",
+        show_default="this process alone",
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Scan on a Dask cluster: its scheduler's address (tcp://host:8786) or its scheduler file. Needs "
+        "onnxviz[cluster], there too.",
+        show_default=False,
+    ),
+]
 Theme = Annotated[
     str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+JsonProgress = Annotated[
+    bool,
+    typer.Option(
+        "--json-progress",
+        help="For programs: print the run's course on standard output as JSON objects, one a line, and nothing else "
+        "there.",
+    ),
+]
+LogFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also append the run's course to this file, every skipped image and every error's traceback included.",
+        show_default=False,
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -163,29 +193,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """Errors as one line and an exit code: the error's own, 1 for what nobody foresaw, 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except OnnxvizError as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except Exception as error:
-        if debug:
-            raise
-        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        typer.echo(f"Error: {kind}{error} (--debug shows where)", err=True)
-        raise typer.Exit(1) from None
 
 
 def _version(asked: bool) -> None:
@@ -273,11 +280,16 @@ def analyze(
     ] = None,
     restart: Restart = False,
     save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
-    with _errors(debug):
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.analysis import analyze as do
         from onnxviz.report.single import check_file, file_beside
 
@@ -287,54 +299,56 @@ def analyze(
         file = file_beside(target) if single_file else None
         if file:
             check_file(file)
-        with _Bar() as bar:
-            atlas = do(
-                model,
-                layers=layer,
-                images=images,
-                top=top,
-                channels=channels,
-                method=method or "deconvnet",
-                control=control,
-                rank=rank,
-                seed=seed,
-                overlap=overlap,
-                lrn=lrn,
-                activation=activation,
-                limit=limit,
-                batch_size=batch_size,
-                provider=provider,
-                engine=engine,
-                memory=_bytes(memory),
-                preprocess=preprocess,
-                mean=_numbers("--mean", mean),
-                std=_numbers("--std", std),
-                bgr=bgr,
-                size=_size(size),
-                image=input_,
-                feeds=_feeds(feed),
-                labels=labels,
-                montage=montage,
-                progress=bar,
-                report=target,
-                theme=theme,
-                run=run,
-                restart=restart,
-                save_every=save_every,
-                command=shlex.join(["onnxviz", *sys.argv[1:]]),
-            )
-            if file:
-                atlas.report_file(file, theme=theme)
-        _say_scanned(atlas.provenance.images, atlas.provenance.skipped, "listed in the report")
+        atlas = do(
+            model,
+            layers=layer,
+            images=images,
+            top=top,
+            channels=channels,
+            method=method or "deconvnet",
+            control=control,
+            rank=rank,
+            seed=seed,
+            overlap=overlap,
+            lrn=lrn,
+            activation=activation,
+            limit=limit,
+            batch_size=batch_size,
+            provider=provider,
+            engine=engine,
+            memory=_bytes(memory),
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            montage=montage,
+            progress=progress,
+            report=target,
+            theme=theme,
+            run=run,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            command=shlex.join(["onnxviz", *sys.argv[1:]]),
+        )
+        lines = [f"Report: {target / 'index.html'}"]
+        made = {"report": target / "index.html"}
+        if file:
+            progress.start("Packing", 0, "")
+            made["single_file"] = atlas.report_file(file, theme=theme)
+            lines.append(_file_line(file))
+            progress.finish()
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
-        page = target / "index.html"
-        typer.echo(f"Report: {page}")
-        if file:
-            typer.echo(_file_line(file))
+            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+        progress.result(lines, **made)
         if open_:
-            _browse(page)
+            _browse(made["report"])
 
 
 @app.command()
@@ -373,40 +387,44 @@ def scan(
     labels: Labels = None,
     restart: Restart = False,
     save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
     """Find each channel's strongest images and keep them, without a report: report draws it, merge joins shards."""
-    with _errors(debug):
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.analysis import scan as do
 
-        with _Bar() as bar:
-            saved = do(
-                model,
-                out,
-                layers=layer,
-                images=images,
-                top=top,
-                rank=rank,
-                limit=limit,
-                shard=_shard(shard),
-                batch_size=batch_size,
-                provider=provider,
-                preprocess=preprocess,
-                mean=_numbers("--mean", mean),
-                std=_numbers("--std", std),
-                bgr=bgr,
-                size=_size(size),
-                image=input_,
-                feeds=_feeds(feed),
-                labels=labels,
-                restart=restart,
-                save_every=save_every,
-                progress=bar,
-            )
-        skipped = [(name, reason) for _, name, reason in saved.part.skipped]
-        _say_scanned(saved.part.images, skipped, "counted in the scan")
+        saved = do(
+            model,
+            out,
+            layers=layer,
+            images=images,
+            top=top,
+            rank=rank,
+            limit=limit,
+            shard=_shard(shard),
+            batch_size=batch_size,
+            provider=provider,
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
+        )
         then = "onnxviz report" if saved.whole else "onnxviz merge"
-        typer.echo(f"Scan: {out} ({then} goes on from here)")
+        progress.result([f"Scan: {out} ({then} goes on from here)"], scan=out)
 
 
 @app.command()
@@ -428,13 +446,13 @@ def merge(
     debug: Debug = False,
 ) -> None:
     """Put the shards of a scan together, and say which are missing or double."""
-    with _errors(debug):
+    with console(debug=debug) as progress:
         from onnxviz.analysis import merge as do
 
         saved = do(parts, out, restart=restart)
-        skipped = [(name, reason) for _, name, reason in saved.part.skipped]
-        _say_scanned(saved.part.images, skipped, "counted in the scan")
-        typer.echo(f"Scan: {out} (onnxviz report goes on from here)")
+        count, skipped = saved.part.images, len(saved.part.skipped)
+        progress.note(f"{len(parts):,} parts: {count:,} images scanned, {skipped:,} skipped")
+        progress.result([f"Scan: {out} (onnxviz report goes on from here)"], scan=out)
 
 
 @app.command()
@@ -485,10 +503,13 @@ def report(
         typer.Option("--single-file", help="Write one HTML file, to send, instead of a folder."),
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
     """Write a report once more, or a part of it, with neither the model nor the images; or draw a scan's."""
-    with _errors(debug):
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.report.single import check_file, file_beside
 
         whole = file_beside(run) if single_file else run
@@ -518,6 +539,7 @@ def report(
                 images=images,
                 provider=provider,
                 theme=theme,
+                progress=progress,
             )
             if single_file:
                 from onnxviz.atlas import Atlas
@@ -525,7 +547,8 @@ def report(
                 page = Atlas.load(folder).report_file(target, theme=theme)
         else:
             page = _render(run, target, whole, layer, channels, top, theme, single_file)
-        typer.echo(_file_line(page) if single_file else f"Report: {page}")
+        line = _file_line(page) if single_file else f"Report: {page}"
+        progress.result([line], **{"single_file" if single_file else "report": page})
         if open_:
             _browse(page)
 
@@ -541,8 +564,7 @@ def _draw(run: Path, target: Path, **options: Any) -> Path:
     """Draw the report of a scan."""
     from onnxviz.analysis import draw
 
-    with _Bar() as bar:
-        draw(run, target, progress=bar, command=shlex.join(["onnxviz", *sys.argv[1:]]), **options)
+    draw(run, target, command=shlex.join(["onnxviz", *sys.argv[1:]]), **options)
     return target / "index.html"
 
 
@@ -591,7 +613,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write tables and figures of a report, with neither the model nor the images."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz import export as writers
         from onnxviz.atlas import Atlas
 
@@ -624,7 +646,7 @@ def layers(
     debug: Debug = False,
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.setup import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
@@ -686,7 +708,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say what is understood of a model, how each operator is reversed, and whether it can be analysed."""
-    with _errors(debug):
+    with console(debug=debug):
         from dataclasses import asdict
 
         from onnxviz.check import check as run
@@ -743,7 +765,7 @@ def project(
     debug: Debug = False,
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.pictures import project_image
         from onnxviz.places import slugs
         from onnxviz.reverse.methods import make_method
@@ -799,7 +821,7 @@ def export_deconv(
     Its inputs are the network's own images and units (M, 4): sample, channel, y, x. Its outputs: pixels (M, C, h, w),
     boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
     """
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.reverse.methods import make_method
         from onnxviz.setup import open_network
 
@@ -815,7 +837,7 @@ def export_deconv(
 @app.command()
 def operators(debug: Debug = False) -> None:
     """List the operators that have a reverse rule: what it does, asks for, and where it approximates."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.reverse.operators import table
 
         rows = [
@@ -847,19 +869,11 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Write a classic network, from its published weight file, as ONNX."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.converters import CONVERTERS
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
-
-
-def _say_scanned(images: int, skipped: Sequence[tuple[str, str]], where: str) -> None:
-    typer.echo(f"{images:,} images scanned, {len(skipped):,} skipped")
-    for name, reason in skipped[:5]:
-        typer.echo(f"  skipped {name}: {reason}", err=True)
-    if len(skipped) > 5:
-        typer.echo(f"  … and {len(skipped) - 5:,} more, {where}", err=True)
 
 
 def _file_line(file: Path) -> str:
@@ -1013,71 +1027,3 @@ def _position(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--position {text!r}: write Y,X, the row and column of the unit, such as 6,7.")
     return int(parts[0]), int(parts[1])
-
-
-class _Bar(Progress):
-    """Progress bars on standard error if that is a terminal, and notes on standard output."""
-
-    def __init__(self) -> None:
-        self._shown: Any = None
-        self._task: TaskID | None = None
-        self._make: Callable[[str], Any] | None = _bar_of if sys.stderr.isatty() else None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.finish()
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        typer.echo(text)
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        """Show a bar with rate and time left."""
-        if self._make:
-            self._shown = self._make(unit)
-            self._shown.start()
-            self._task = self._shown.add_task(task, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        """Move the bar."""
-        if self._shown:
-            self._shown.advance(self._task, count)
-
-    def finish(self) -> None:
-        """Leave the bar as it is."""
-        if self._shown:
-            self._shown.stop()
-            self._shown = None
-
-
-def _bar_of(unit: str) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """Steps a second."""
-
-        def render(self, task: Task) -> Text:
-            """The rate, or nothing before there is one."""
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
-
-    return Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

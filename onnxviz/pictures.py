@@ -19,6 +19,7 @@ from onnxviz.images.gallery import Gallery
 from onnxviz.images.plates import HitTiles, Picture, Plate, PlateStyle, side_by_side
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
+from onnxviz.interrupts import held_interrupts
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.places import compared_path, picture_paths, plate_style
@@ -99,10 +100,16 @@ def draw_layer(
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
-    artist, *others = [_Artist(way, one, gallery, preprocess, seed, progress) for way in ways]
     overall, cards = one.overall, {}
     alive = one.alive
-    with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+    with held_interrupts() as check, ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+
+        def drawn(count: int) -> None:
+            check()
+            if progress:
+                progress(count)
+
+        artist, *others = [_Artist(way, one, gallery, preprocess, seed, drawn) for way in ways]
 
         def write(channel: int | None, plate: Plate, compared: Sequence[Sequence[Picture]]) -> None:
             written.append(pool.submit(_write, plate, compared, out, one.slug, channel, artist.style))
@@ -122,6 +129,7 @@ def draw_layer(
         for start in range(0, len(alive), step):
             for future in written:
                 future.result()  # the encoders must not fall behind by more than one group
+                check()
             written.clear()
             group = alive[start : start + step]
             compared = [other.projections(group) for other in others]
@@ -132,6 +140,7 @@ def draw_layer(
                 write(channel, plate, [of[channel] for of in compared])
         for future in written:
             future.result()
+            check()
     return replace(one, overall=overall, montage=write_montage(cards, one, out) if cards else None)
 
 
@@ -177,7 +186,7 @@ class _Artist:
         gallery: Gallery,
         preprocess: Preprocess,
         seed: str,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None],
     ) -> None:
         self.network, self.recorder, self.control = way.network, way.recorder, way.control
         self.one, self.layer = one, one.layer
@@ -185,7 +194,7 @@ class _Artist:
         self.method = way.method
         self.unit_method = replace(way.method, unit_seed=True) if way.control else way.method
         self.style = plate_style(one.layer, self.network.size)
-        self.progress = progress or (lambda count: None)
+        self.progress = progress
 
     def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
         """Tiles of each channel's hits, best first. Each image is run forward once for all of them."""

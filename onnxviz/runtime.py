@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError
 
-__all__ = ["FATAL_ONLY", "PROVIDERS", "cores", "error_line", "open_session", "release_memory", "run_session"]
+__all__ = [
+    "FATAL_ONLY",
+    "PROVIDERS",
+    "cores",
+    "error_line",
+    "gpus",
+    "open_session",
+    "release_memory",
+    "run_session",
+]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -90,6 +99,18 @@ def cores() -> int:
     """Processor cores that this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def gpus() -> int | None:
+    """NVIDIA GPUs that the driver finds, or None if there is no driver."""
+    name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return None
+    count = ctypes.c_int(0)
+    fine = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if fine else 0
 
 
 def release_memory() -> None:

@@ -21,7 +21,7 @@ from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
-from onnxviz.progress import Progress
+from onnxviz.progress import OPENING, Progress
 from onnxviz.reverse.project import DEFAULT_MEMORY
 from onnxviz.saved import Origin, SavedScan
 
@@ -95,6 +95,7 @@ def open_setup(
         check: refuses layers that the rest of the job cannot do, before the images are looked at.
     """
     check_options(top=top, rank=rank, limit=limit)
+    progress.start(OPENING, 0, "")
     network, recipe = open_network(
         model,
         provider=provider,
@@ -120,6 +121,7 @@ def open_setup(
         labels = read_labels(Path(labels))
     names = facts.output_names(network.model, labels)
     source = _source(images, recipe, names, progress)
+    progress.finish()
     given = None if labels is None else tuple(labels)
     origin = None
     if not isinstance(images, Source):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -145,9 +144,9 @@ class _Pool:
         self._part = saved.part
         self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, max(every / 2, 1.0)))
         self._shares = _shares(workers)
-        self._cuda = gpus() if saved.job.provider == "cuda" else 0
+        self._cuda = (gpus() or 0) if saved.job.provider == "cuda" else 0
         self._lost = 0
-        self._shown = 0
+        self._shown = ranges.count(saved.part.done)
         self._saved_at = monotonic()
         self._workers: list[_Worker | None] = [None] * workers
 
@@ -222,9 +221,8 @@ class _Pool:
             return
         assert one.piece is not None
         self._pieces.measured(one.piece[1] - one.piece[0], monotonic() - one.since)
-        before = len(self._part.skipped)
         self._part = self._part.merge(answer)
-        for _, name, reason in answer.skipped if len(self._part.skipped) > before else ():
+        for _, name, reason in answer.skipped:
             self._progress.skipped(name, reason)
         one.piece, self._lost = None, 0
         one.counter.value = 0
@@ -250,8 +248,7 @@ class _Pool:
         """Tell how many images are done, those of unfinished pieces included."""
         now = ranges.count(self._part.done) + sum(one.counter.value for one in self._workers if one)
         if now > self._shown:
-            if self._shown:
-                self._progress.advance(now - self._shown)
+            self._progress.advance(now - self._shown)
             self._shown = now
 
 
@@ -306,5 +303,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-

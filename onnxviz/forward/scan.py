@@ -68,6 +68,7 @@ def scan(
     limit: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    skip: Callable[[str, str], None] | None = None,
 ) -> Scan:
     """Find each channel's top images.
 
@@ -77,6 +78,7 @@ def scan(
         limit: read only the first so many samples.
         batch_size: images a run; see `workload` for the default.
         progress: called with (images done, images in all).
+        skip: called with (name, reason) of each image that could not be read.
 
     Raises:
         NoImagesError: not one image could be read.
@@ -93,7 +95,7 @@ def scan(
         if progress:
             progress(done, total)
 
-    part = scanner.scan(Part.empty(layers, top), [(0, total)], advanced)
+    part = scanner.scan(Part.empty(layers, top), [(0, total)], advanced, skip=skip)
     check_images(part, source)
     return part.scan(layers)
 
@@ -134,6 +136,7 @@ class Scanner:
         total: how many of the source's images there are to count in all, by whomever.
         batch_size: images a run; see `workload` for the default. Batches end at multiples of it, so that it does not
             matter where a range begins.
+        share: how many cores it may use, if not all of this process.
     """
 
     def __init__(
@@ -146,10 +149,11 @@ class Scanner:
         rank: str,
         total: int,
         batch_size: int | None = None,
+        share: int | None = None,
     ) -> None:
         self._network, self._source, self._preprocess = network, source, preprocess
         self._layers, self._rank = layers, rank
-        self._load = workload(network, layers, total)
+        self._load = workload(network, layers, total, share)
         self.batch = batch_size or self._load.batch
         # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
         on_cpu = network.provider == "cpu"
@@ -168,7 +172,7 @@ class Scanner:
         *,
         save: Callable[[Part], object] | None = None,
         every: float = math.inf,
-        skipped: Callable[[str, str], None] | None = None,
+        skip: Callable[[str, str], None] | None = None,
     ) -> Part:
         """Count the images of some ranges on top of what is known, which has none of them.
 
@@ -176,7 +180,7 @@ class Scanner:
             advanced: called with the number of images that are done more.
             save: called with what is known, about ``every`` so many seconds, and when the scan is broken off; an
                 `AtlasError` that it raises ends the scan.
-            skipped: called with the name of each image that cannot be read, and why.
+            skip: called with the name of each image that cannot be read, and why.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after ``save``.
@@ -193,9 +197,9 @@ class Scanner:
             batch, future = running.popleft()
             bad = [self._skip(index, reason) for index, reason in batch.bad]
             tally.add(batch.range, future.result() if future else None, np.array(batch.images, np.int64), bad)
-            if skipped:
+            if skip:
                 for _, name, reason in bad:
-                    skipped(name, reason)
+                    skip(name, reason)
             if advanced:
                 advanced(batch.range[1] - batch.range[0])
             if save and monotonic() - saved_at >= every:
@@ -204,14 +208,14 @@ class Scanner:
 
         source, load = self._source, self._load
         numbers = (index for start, stop in todo for index in range(start, stop))
-        with (
-            held_interrupts() as check,
-            closing(
-                prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
-            ) as items,
-            ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
-        ):
-            try:
+        try:
+            with (
+                held_interrupts() as check,
+                closing(
+                    prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
+                ) as items,
+                ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
+            ):
                 for piece in ranges.pieces(todo, self.batch):
                     batch = _batch(items, piece)
                     x = self._network.feed(self._preprocess.batch(batch.arrays)) if batch.arrays else None
@@ -224,11 +228,11 @@ class Scanner:
                 while running:
                     finish_first()
                     check()
-            except BaseException as error:
-                # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
-                if save and tally.whole and not isinstance(error, AtlasError):
-                    save(known())
-                raise
+        except BaseException as error:
+            # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
+            if save and tally.whole and not isinstance(error, AtlasError):
+                save(known())
+            raise
         return known()
 
     def _skip(self, index: int, reason: str) -> Skip:
@@ -245,8 +249,8 @@ class Workload:
     threads: int | None
 
 
-def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload:
-    """Shares for a scan of so many images.
+def workload(network: Network, layers: Sequence[Layer], images: int, share: int | None = None) -> Workload:
+    """Shares for a scan of so many images, on so many cores, or all that there are.
 
     On a CPU each core runs batches of its own: small operators leave cores idle when several share one, and what a
     small batch leaves behind is still in the cache when it is read. Fully connected layers ask for larger batches,
@@ -275,7 +279,7 @@ def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload
         if name in network.constants
     )
     size = batch(min(max(dense, _CACHED_BYTES), _MOST_BYTES), math.ceil(images / _LEAST_BATCHES))
-    available = cores()
+    available = share or cores()
     workers = max(1, min(available, _ALL_BYTES // (size * image), math.ceil(images / size)))
     return Workload(size, workers, max(1, available // workers))
 

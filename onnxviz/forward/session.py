@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError, ProviderError, UsageError
 from onnxviz.model.graph import ModelFile
-from onnxviz.runtime import FATAL_ONLY, PROVIDERS, error_line, open_session
+from onnxviz.runtime import FATAL_ONLY, PROVIDERS, error_line, gpus, open_session
 
 __all__ = ["Runner", "Session", "choose_provider"]
 
@@ -54,13 +52,10 @@ def _cuda_problem() -> str | None:
     """
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "this onnxruntime is built without it"
-    name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
+    count = gpus()
+    if count is None:
         return "there is no NVIDIA driver"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+    if not count:
         return "the NVIDIA driver finds no GPU"
     with _quiet():
         ort.preload_dlls()

@@ -255,6 +255,27 @@ def test_progress_counts_every_image_skipped_ones_too(net, recipe, arrays):
     assert len(done) >= 5
 
 
+@pytest.mark.parametrize("size", [1, 8, 40])
+def test_skipped_images_are_told_before_they_count_as_done(net, recipe, arrays, size):
+    heard = []
+    result = _scan(
+        net,
+        recipe,
+        _source(arrays, {1, 20, 39}),
+        batch_size=size,
+        progress=lambda done, total: heard.append(done),
+        skip=lambda *image: heard.append(image),
+    )
+    told = [one for one in heard if isinstance(one, tuple)]
+    assert tuple(told) == result.skipped
+    assert [name for name, _ in told] == ["image1", "image20", "image39"]
+    for index, one in zip((1, 20, 39), told, strict=True):
+        before = [done for done in heard[: heard.index(one)] if isinstance(done, int)]
+        assert (
+            max(before, default=0) <= index < next(d for d in heard[heard.index(one) :] if isinstance(d, int))
+        )
+
+
 def test_progress_within_a_limit(net, recipe, arrays):
     calls = []
     _scan(net, recipe, _source(arrays), limit=10, progress=lambda *counts: calls.append(counts))
