@@ -83,7 +83,8 @@ def analyze(
     Args:
         model: path of the ONNX file.
         layers: names, aliases, globs, ranges or ``all``.
-        images: a folder, image, archive or array file; None takes the built-in samples.
+        images: a folder, image, archive or array file, a URL of one, or a pattern (`images.source.open_source`); None
+            takes the built-in samples.
         top: images to keep for each channel.
         channels: which to show, as ``"0-15,40"`` or numbers; None is all.
         method: ``deconvnet``, ``guided`` or ``gradient``; of several, the first is shown and the others are for
@@ -372,7 +373,7 @@ def _source(
     if isinstance(images, Source):
         return images
     if images is not None:
-        return open_source(Path(images), index_labels(names) if names else None, recipe)
+        return open_source(images, index_labels(names) if names else None, recipe)
     source = builtin_source(recipe.channels, recipe.height, recipe.width)
     progress.note(f"No --images given: using {source.description}")
     return source

@@ -179,9 +179,10 @@ def analyze(
         ),
     ],
     images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz. "
+            help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz; "
+            "also a URL (s3://, gs://, https:// …), and several by a pattern (train-{00..99}.tar, photos/*.jpg). "
             "Without it, built-in samples that suit the input.",
             show_default=False,
         ),
@@ -261,6 +262,7 @@ def analyze(
     """Find what every channel of a layer responds to, and write the report."""
     with _errors(debug):
         from onnxviz.analysis import analyze as run
+        from onnxviz.images.remote import masked
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
@@ -300,7 +302,7 @@ def analyze(
                 progress=bar,
                 report=target,
                 theme=theme,
-                command=shlex.join(["onnxviz", *sys.argv[1:]]),
+                command=shlex.join(["onnxviz", *map(masked, sys.argv[1:])]),
             )
             if file:
                 atlas.report_file(file, theme=theme)

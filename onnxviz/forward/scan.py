@@ -248,7 +248,9 @@ def prepared(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(min(_MOST_DECODERS, cores()), "onnxviz-decode") as pool:
+    readers = source.readers or min(_MOST_DECODERS, cores())
+    ahead = max(ahead, source.readers or 0)
+    with ThreadPoolExecutor(readers, "onnxviz-decode") as pool:
         waiting: deque[Future[Array | ImageError]] = deque()
         following = 0
         try:

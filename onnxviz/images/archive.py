@@ -60,9 +60,10 @@ def open_archive(file: File) -> Archive | None:
         ImageError: the archive is damaged, or cannot be read.
     """
     try:
-        if zipfile.is_zipfile(Opened(file)):
-            return _Zip(file)
-        return _open_tar(file)
+        opened = Opened(file)
+        if zipfile.is_zipfile(opened):
+            return _Zip(file, opened)
+        return _open_tar(file, opened)
     except ImageError as error:
         raise ImageError(f"{file.place}: {error}") from error
     except OnnxvizError:
@@ -79,7 +80,7 @@ class _Zip:
     _HEADER = struct.Struct("<4s22xHH")
     _SPARE = 64  # what the extra field before a member may have more than the one in the directory
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, opened: Opened) -> None:
         self._file = file
         self._lock = threading.Lock()
         self._whole: zipfile.ZipFile | None = None
@@ -88,8 +89,8 @@ class _Zip:
         self._numbers, self._starts, self._packed = array("Q"), array("Q"), array("Q")
         self._sizes, self._checks = array("Q"), array("Q")
         self._heads, self._methods = array("L"), array("l")
-        with zipfile.ZipFile(Opened(file)) as opened:
-            for number, member in enumerate(opened.infolist()):
+        with zipfile.ZipFile(opened) as whole:
+            for number, member in enumerate(whole.infolist()):
                 if member.is_dir():
                     continue
                 names.append(member.filename)
@@ -152,10 +153,11 @@ class _Zip:
             return self._whole.read(self._whole.infolist()[self._numbers[index]])
 
 
-def _open_tar(file: File) -> Archive | None:
+def _open_tar(file: File, opened: Opened) -> Archive | None:
     for mode, kind in (("r:", _Tar), ("r:*", _CompressedTar)):
+        opened.seek(0)
         try:
-            tar: Any = tarfile.open(fileobj=Opened(file), mode=mode)  # type: ignore[call-overload]  # noqa: SIM115
+            tar: Any = tarfile.open(fileobj=opened, mode=mode)  # type: ignore[call-overload]  # noqa: SIM115
         except tarfile.TarError:
             continue
         return kind(file, tar)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from onnxviz.errors import UsageError
 
-__all__ = ["braces", "is_pattern", "literal_folder", "matcher"]
+__all__ = ["braces", "is_glob", "is_pattern", "leading", "literal_folder", "matcher"]
 
 MOST = 100_000  # names that braces may stand for
 
@@ -78,6 +78,18 @@ def matcher(pattern: str) -> re.Pattern[str]:
             pieces.append(_part(part) + ("" if last else "/"))
     expression = "".join(pieces)
     return re.compile(rf"(?s:{expression}(?:/.*)?)" if expression else "(?s:.*)")
+
+
+def leading(pattern: str) -> Callable[[str], bool]:
+    """Whether a folder of some name can hold what matches a pattern, in it or further below."""
+    parts = pattern.strip("/").split("/")
+    fixed = parts[: parts.index("**")] if "**" in parts else parts
+    compiled = [re.compile(_part(part), re.DOTALL) for part in fixed]
+
+    def leads(folder: str) -> bool:
+        return all(part.fullmatch(name) for part, name in zip(compiled, folder.split("/"), strict=False))
+
+    return leads
 
 
 def _part(part: str) -> str:

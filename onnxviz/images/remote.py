@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from onnxviz.errors import ImageError, UsageError
 from onnxviz.images.fingerprint import SizeAndTime
-from onnxviz.images.patterns import braces, is_glob, literal_folder
+from onnxviz.images.patterns import braces, is_glob, leading, literal_folder, matcher
 
 __all__ = ["RemoteFile", "RemoteFolder", "find_remote", "is_url", "masked"]
 
@@ -359,12 +359,16 @@ def _one(store: Store, path: str, shown: str) -> RemoteFolder | RemoteFile:
     if store.web and path.partition("?")[0].endswith("/"):
         return _listed(store, path, shown)
     info = store.ask(lambda: store.system.info(path))
-    folder = info.get("type") == "directory"
-    if store.web and info.get("mimetype") == "text/html" and not PurePosixPath(_last(path, True)).suffix:
-        folder = True
-    if folder:
+    if _is_folder(store, path, info):
         return _listed(store, path, shown)
     return RemoteFile(store, path, shown, info)
+
+
+def _is_folder(store: Store, path: str, info: Mapping[str, Any]) -> bool:
+    """Of a web server's files, those that are pages of links may be: it says nothing of folders."""
+    if store.web:
+        return info.get("mimetype") == "text/html" and not PurePosixPath(_last(path, True)).suffix
+    return info.get("type") == "directory"
 
 
 def _listed(store: Store, path: str, shown: str) -> RemoteFolder:
@@ -374,14 +378,16 @@ def _listed(store: Store, path: str, shown: str) -> RemoteFolder:
     return made
 
 
-def _below(store: Store, path: str) -> dict[str, Any]:
-    """All files below a folder, by path."""
+def _below(store: Store, path: str, pattern: str | None = None) -> dict[str, Any]:
+    """All files below a folder, by path; or those that match a pattern relative to it."""
     system = store.system
-    if _finds_by_itself(system):
+    if pattern is None and _finds_by_itself(system):
         return _files(store.ask(lambda: system.find(path, detail=True)))
     # Where fsspec would go from folder to folder, it would pass over those that cannot be listed.
+    root = path.rstrip("/")
+    wanted, leads = (matcher(pattern), leading(pattern)) if pattern else (None, None)
     found: dict[str, Any] = {}
-    folders = [path.rstrip("/") + "/" if store.web else path]
+    folders = [f"{root}/" if store.web else path]
     seen = set(folders)
     for folder in folders:
         for info in store.ask(lambda folder=folder: system.ls(folder, detail=True)):  # type: ignore[misc]
@@ -389,9 +395,11 @@ def _below(store: Store, path: str) -> dict[str, Any]:
             if name in seen or (store.web and ("?" in name or "#" in name)):
                 continue
             seen.add(name)
+            relative = _relative(name, root, store.web).rstrip("/")
             if info["type"] == "directory":
-                folders.append(name)
-            else:
+                if leads is None or leads(relative):
+                    folders.append(name)
+            elif wanted is None or wanted.fullmatch(relative):
                 found[name] = info
     return _files(found)
 
@@ -408,6 +416,9 @@ def _finds_by_itself(system: Any) -> bool:
 def _matching(store: Store, path: str, web: bool) -> dict[str, Any]:
     """What a glob or a plain path stands for, folders with all below them."""
     if is_glob(path, queries=web):
+        root = literal_folder(path)
+        if not _finds_by_itself(store.system):
+            return _below(store, root, path.removeprefix(root).lstrip("/"))
         found = store.ask(lambda: store.system.glob(path, detail=True))
     else:
         try:
@@ -416,7 +427,7 @@ def _matching(store: Store, path: str, web: bool) -> dict[str, Any]:
             raise NotThereError(f"{masked(path)}: {error}") from error
     files = {}
     for name, info in found.items():
-        if info.get("type") == "directory":
+        if _is_folder(store, name, info):
             files.update(_below(store, name))
         else:
             files[name] = info
