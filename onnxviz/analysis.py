@@ -74,7 +74,8 @@ def analyze(
     Args:
         model: path of the ONNX file.
         layers: names, aliases, globs, ranges or ``all``.
-        images: a folder, image, archive or array file; None takes the built-in samples.
+        images: a folder, image, archive or array file, a URL of one, or a pattern (`images.source.open_source`); None
+            takes the built-in samples.
         top: images to keep for each channel.
         channels: which to show, as ``"0-15,40"`` or numbers; None is all.
         method: ``deconvnet``, ``guided`` or ``gradient``; of several, the first is shown and the others are for

@@ -124,9 +124,10 @@ LayersOption = Annotated[
     ),
 ]
 Images = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz. "
+        help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz; "
+        "also a URL (s3://, gs://, https:// …), and several by a pattern (train-{00..99}.tar, photos/*.jpg). "
         "Without it, built-in samples that suit the input.",
         show_default=False,
     ),
@@ -334,7 +335,7 @@ def analyze(
             save_every=save_every,
             workers=workers,
             cluster=cluster,
-            command=shlex.join(["onnxviz", *sys.argv[1:]]),
+            command=_command(),
         )
         lines = [f"Report: {target / 'index.html'}"]
         made = {"report": target / "index.html"}
@@ -481,7 +482,7 @@ def report(
         Path | None, typer.Option(help="Where the model is now, to draw a scan.", show_default="where it was")
     ] = None,
     images: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Where the images are now, to draw a scan.", show_default="where they were"),
     ] = None,
     provider: Annotated[
@@ -564,7 +565,7 @@ def _draw(run: Path, target: Path, **options: Any) -> Path:
     """Draw the report of a scan."""
     from onnxviz.analysis import draw
 
-    draw(run, target, command=shlex.join(["onnxviz", *sys.argv[1:]]), **options)
+    draw(run, target, command=_command(), **options)
     return target / "index.html"
 
 
@@ -874,6 +875,13 @@ def convert(
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _command() -> str:
+    """How the program was called, without the secrets of URLs."""
+    from onnxviz.images.remote import masked
+
+    return shlex.join(["onnxviz", *map(masked, sys.argv[1:])])
 
 
 def _file_line(file: Path) -> str:

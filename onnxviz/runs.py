@@ -12,6 +12,7 @@ from onnxviz.errors import AtlasError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
+from onnxviz.images.remote import masked
 from onnxviz.job import Job
 from onnxviz.saved import SUFFIX, Origin, SavedScan, versions
 
@@ -65,7 +66,7 @@ class Run:
         empty = SavedScan(job, origin, range_, Part.empty(job.layers, job.top), (), shard)
         found = None if restart else self._found(note)
         if found is not None:
-            in_place = found.origin.images == origin.images
+            in_place = found.origin.images == (origin.images and masked(origin.images))
             differences = list(found.job.differences(job, in_place=in_place))
             if not differences and found.range != range_:
                 differences.append(f"it was for images {_shown(found.range)} (now {_shown(range_)})")

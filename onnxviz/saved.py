@@ -27,6 +27,7 @@ from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, TopK
+from onnxviz.images.remote import masked
 from onnxviz.job import Job
 
 __all__ = ["SUFFIX", "Origin", "SavedScan", "versions"]
@@ -82,14 +83,14 @@ class SavedScan:
         """With what is known by now, found by these versions."""
         return replace(self, part=part, versions=tuple(sorted({*self.versions, versions()})))
 
-    def to_bytes(self) -> bytes:
-        """The file's content."""
+    def to_bytes(self, *, secrets: bool = False) -> bytes:
+        """The file's content; ``secrets``: with those of the images' URL, for what never gets into a file."""
         part, origin = self.part, self.origin
         facts = {
             "job": self.job.facts(),
             "origin": {
                 "model": origin.model,
-                "images": origin.images,
+                "images": origin.images if secrets or origin.images is None else masked(origin.images),
                 "labels": origin.labels,
                 "feeds": list(origin.feeds),
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,9 @@ def open_setup(
     given = None if labels is None else tuple(labels)
     origin = None
     if not isinstance(images, Source):
-        origin = Origin(str(model), None if images is None else str(images), given, dict(feeds or {}))
+        origin = Origin(
+            _absolute(model), None if images is None else _absolute(images), given, dict(feeds or {})
+        )
     return Setup(network, recipe, tuple(found), source, names, origin, top, rank, limit)
 
 
@@ -160,6 +163,10 @@ def open_saved(
     )
     if file.digest != job.digest:
         raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
+    if images is None and "***" in (origin.images or ""):
+        raise UsageError(
+            f"The images were at {origin.images}, whose secrets are not kept with a scan. Name the URL with --images."
+        )
     there = {layer.tensor: layer for layer in network.layers}
     if lost := [layer for layer in job.layers if there.get(layer.tensor) != layer]:
         raise ModelError(f"{file.path}: {lost[0]} is no longer what the scan was of. Scan it again.")
@@ -243,7 +250,12 @@ def _source(
     if isinstance(images, Source):
         return images
     if images is not None:
-        return open_source(Path(images), index_labels(names) if names else None, recipe)
+        return open_source(images, index_labels(names) if names else None, recipe)
     source = builtin_source(recipe.channels, recipe.height, recipe.width)
     progress.note(f"No --images given: using {source.description}")
     return source
+
+
+def _absolute(place: str | Path) -> str:
+    """A path that holds in other folders, too; a URL as it is."""
+    return str(place) if "://" in str(place) else os.path.abspath(place)  # noqa: PTH100 (links stay as they are)

@@ -257,7 +257,7 @@ def _kit(saved: SavedScan) -> bytes:
     from dataclasses import replace
 
     job = saved.job
-    return replace(saved, part=Part.empty(job.layers, job.top), versions=()).to_bytes()
+    return replace(saved, part=Part.empty(job.layers, job.top), versions=()).to_bytes(secrets=True)
 
 
 def _shares(workers: int) -> list[tuple[int, ...]]:

@@ -296,7 +296,9 @@ def prepared(
             return error
 
     following = iter(numbers)
-    with ThreadPoolExecutor(min(_MOST_DECODERS, cores()), "onnxviz-decode") as pool:
+    readers = source.readers or min(_MOST_DECODERS, cores())
+    ahead = max(ahead, source.readers or 0)
+    with ThreadPoolExecutor(readers, "onnxviz-decode") as pool:
         waiting: deque[tuple[int, Future[Array | ImageError]]] = deque()
         try:
             while True:

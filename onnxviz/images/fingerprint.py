@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
 
-__all__ = ["Fingerprint", "Row", "file_time", "fingerprint", "sampled_bytes", "sizes_and_times"]
+from onnxviz.errors import ImageError
+from onnxviz.images.files import File
+
+__all__ = ["Fingerprint", "Row", "SizeAndTime", "fingerprint", "sampled_bytes", "sizes_and_times"]
 
 Row: TypeAlias = tuple[tuple[Any, ...], Any]
-"""Of an image or a file: what is the same wherever the data lies, and what marks its version in this place, or None."""
+"""Of an image what is the same wherever it lies, or () of a file of images; and what marks its version, or None."""
 
 SizeAndTime: TypeAlias = tuple[int | None, int | None]
 
@@ -46,7 +48,7 @@ def fingerprint(rows: Iterable[Row]) -> Fingerprint:
     content, times, timed = hashlib.sha256(), hashlib.sha256(), False
     for facts, time in rows:
         # ascii() is unambiguous, and the same in every version of Python and of Unicode.
-        content.update(ascii(facts).encode("ascii"))
+        content.update(ascii(facts).encode("ascii") if facts else b"")
         times.update(ascii(time).encode("ascii"))
         timed = timed or time is not None
     return Fingerprint(content.hexdigest(), times.hexdigest() if timed else None)
@@ -94,24 +96,19 @@ def _size_and_time(path: str) -> SizeAndTime:
     return status.st_size, status.st_mtime_ns
 
 
-def file_time(path: Path) -> int | None:
-    """When a file was last changed, in nanoseconds; None if it cannot be asked."""
-    return _size_and_time(str(path))[1]
-
-
-def sampled_bytes(path: Path) -> tuple[int, str] | None:
+def sampled_bytes(file: File) -> tuple[int, str] | None:
     """A file's size and a digest: of all of it up to 4 MiB, else of 128 blocks spread evenly from start to end.
 
     None if it cannot be read.
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            blocks = min(_BLOCKS, -(-size // _BLOCK))
-            for number in range(blocks):
-                file.seek((size - _BLOCK) * number // (blocks - 1) if blocks > 1 else 0)
-                digest.update(file.read(_BLOCK))
-    except OSError:
+        size = file.size
+        blocks = min(_BLOCKS, -(-size // _BLOCK))
+        starts = [(size - _BLOCK) * number // (blocks - 1) if blocks > 1 else 0 for number in range(blocks)]
+        with ThreadPoolExecutor(min(file.readers or 1, _BLOCKS), "onnxviz-blocks") as pool:
+            for data in pool.map(lambda start: file.read(start, min(_BLOCK, size - start)), starts):
+                digest.update(data)
+    except ImageError:
         return None
     return size, digest.hexdigest()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from onnxviz.images import fingerprint as module
+from onnxviz.images.files import LocalFile
 from onnxviz.images.fingerprint import Fingerprint, sampled_bytes
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import Sample, Source, open_source
@@ -219,10 +220,10 @@ BLOCK, BLOCKS = module._BLOCK, module._BLOCKS
 def test_every_byte_of_a_small_file_counts(tmp_path: Path, size: int, place: float) -> None:
     data = bytearray(np.random.default_rng(0).bytes(size))
     (tmp_path / "a").write_bytes(data)
-    before = sampled_bytes(tmp_path / "a")
+    before = sampled_bytes(LocalFile(tmp_path / "a"))
     data[round(place * (size - 1))] ^= 1
     (tmp_path / "a").write_bytes(data)
-    assert sampled_bytes(tmp_path / "a") != before
+    assert sampled_bytes(LocalFile(tmp_path / "a")) != before
     assert before is not None and before[0] == size
 
 
@@ -230,22 +231,22 @@ def test_of_a_large_file_a_bounded_part_is_read_from_start_to_end(tmp_path: Path
     path, size = tmp_path / "a", 3 << 30
     with path.open("wb") as file:
         file.truncate(size)  # a hole: no disk is used
-    before = sampled_bytes(path)
+    before = sampled_bytes(LocalFile(path))
     for place in (0, (size - BLOCK) * 40 // (BLOCKS - 1), size - 1):
         with path.open("r+b") as file:
             file.seek(place)
             file.write(b"x")
             file.flush()
-            assert sampled_bytes(path) != before
+            assert sampled_bytes(LocalFile(path)) != before
             file.seek(place)
             file.write(b"\0")
-    assert sampled_bytes(path) == before
+    assert sampled_bytes(LocalFile(path)) == before
 
 
 def test_empty_file_and_missing_file(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
-    assert sampled_bytes(tmp_path / "a") is not None
-    assert sampled_bytes(tmp_path / "b") is None
+    assert sampled_bytes(LocalFile(tmp_path / "a")) is not None
+    assert sampled_bytes(LocalFile(tmp_path / "b")) is None
 
 
 def made(*pairs: tuple[str, str | None]) -> Source:
