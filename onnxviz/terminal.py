@@ -59,7 +59,7 @@ class Terminal(Console):
     def resumed(self, count: int) -> None:
         """Begin so far on."""
         if self._bars:
-            self._bars.reset(self._task, completed=count, resumed=count)
+            self._bars.reset(self._task, completed=count, resumed=count, skipped="")  # fields are replaced
 
     def advance(self, count: int = 1) -> None:
         """Move the bar."""
