@@ -305,7 +305,7 @@ def draw(
     setup = open_saved(
         saved, model=model, images=images, provider=provider, engine=engine, memory=memory, progress=progress
     )
-    scan = saved.part.scan(setup.layers)
+    scan = saved.told.scan(setup.layers)
     if layers is not None:
         chosen = find_layers(setup.layers, [layers] if isinstance(layers, str) else layers)
         scan = replace(scan, layers=tuple(one for one in scan.layers if one.layer in chosen))

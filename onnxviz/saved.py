@@ -79,6 +79,14 @@ class SavedScan:
         """Whether all images of the job are done."""
         return not ranges.missing(self.part.done, (0, self.job.images))
 
+    @property
+    def told(self) -> Part:
+        """What is known, with a note if different versions found it."""
+        if len(self.versions) < 2:
+            return self.part
+        note = f"The scan was made with different versions: {'; '.join(self.versions)}."
+        return replace(self.part, notes=(*self.part.notes, note))
+
     def now(self, part: Part) -> SavedScan:
         """With what is known by now, found by these versions."""
         return replace(self, part=part, versions=tuple(sorted({*self.versions, versions()})))

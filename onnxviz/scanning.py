@@ -104,8 +104,8 @@ def run_scan(
             if run:
                 run.remove()  # nothing is worth going on from
             raise
-    if run and (todo or not run.file.exists()):
-        run.save(part)
+    if run and saved:
+        return (run.save(part) if todo or not run.file.exists() else saved).told
     return part
 
 
