@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -472,3 +473,44 @@ def test_head(folder, tmp_path, mode):
         stderr = process.stderr.read()
         assert process.wait(timeout=60) == 1
     assert stderr == b""
+
+
+def test_an_error_has_its_exit_code_though_nobody_reads(tmp_path, monkeypatch, capsys):
+    """The log file has it all."""
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self): ...
+
+    with pytest.raises(typer.Exit) as leave, console(json_progress=True, log_file=tmp_path / "a.log") as told:
+        told.start("Scanning", 4, "images")
+        monkeypatch.setattr(sys, "stdout", Gone())
+        raise Terminated
+    monkeypatch.undo()
+    assert leave.value.exit_code == 143
+    assert capsys.readouterr().err == "Terminated.\n"
+    texts = [text for _, text in _log(tmp_path / "a.log")]
+    assert "Scanning ends: 0 of 4 images in 0.0 s" in texts
+    assert sum(text.startswith("Summary: 0 images scanned, 0 skipped") for text in texts) == 1
+    assert sum(text.startswith("Scanning ends") for text in texts) == 1
+    assert "Terminated." in texts
+    assert texts[-1].startswith("Ended with exit code 143")
+
+
+@posix
+def test_an_error_after_a_signal_is_the_signal(tmp_path, capsys):
+    """An import that is interrupted may fail with an error of its own. The log has both."""
+    with pytest.raises(typer.Exit) as leave, console(log_file=tmp_path / "a.log"):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+    assert leave.value.exit_code == 143
+    assert capsys.readouterr().err == "Terminated.\n"
+    assert any(
+        "ImportError: initialization failed" in text
+        for level, text in _log(tmp_path / "a.log")
+        if level == "ERROR"
+    )
