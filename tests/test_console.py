@@ -456,7 +456,7 @@ def test_a_reader_that_goes_ends_the_run_quietly(folder, tmp_path, mode):
 @posix
 @pytest.mark.parametrize("mode", [[], ["--json-progress"]], ids=["people", "json"])
 def test_head(folder, tmp_path, mode):
-    np.save(tmp_path / "x.npy", np.zeros((100_000, 12, 12, 3), np.uint8))
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 12, 12, 3), np.uint8))
     command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
     command += [
         "--images",
