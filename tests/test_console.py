@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -190,6 +191,19 @@ def test_odd_names_stay_json(capsys, name):
     expected = name.replace("\udcff", "\\udcff")
     assert events[1]["name"] == events[2]["text"] == expected
     assert "\\udc" not in json.dumps(events[1]["name"]).replace("\\\\udc", "")
+
+
+@posix
+def test_each_line_comes_at_once():
+    """Not when the buffer of a pipe is full."""
+    script = "from onnxviz.console import console\nwith console(json_progress=True) as told:\n    input()\n"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 20)
+        process.stdin.close()
+        assert ready
+        assert json.loads(process.stdout.readline())["event"] == "begin"
+        process.wait(timeout=60)
 
 
 # Nothing

@@ -45,12 +45,14 @@ def _start(folder: Path, out: Path, images: str, columns: int) -> tuple[subproce
     return _on_a_terminal(command, columns)
 
 
-def _on_a_terminal(command: list[str], columns: int) -> tuple[subprocess.Popen[bytes], int]:
+def _on_a_terminal(
+    command: list[str], columns: int, stdout: int | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     import pty
 
     main, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    process = subprocess.Popen(command, stdout=stdout or terminal, stderr=terminal, env=environment)
     os.close(terminal)
     return process, main
 
@@ -114,6 +116,29 @@ def test_steps_of_a_former_run_are_not_in_the_rate():
     ]
     assert last and 8 <= int(last[-1][1]) <= 20
     assert any(line.startswith("999 images scanned, 1 skipped; ") for line in shown)
+
+
+@pytest.mark.parametrize("total", [0, 5], ids=["clock", "bar"])
+def test_notes_go_where_standard_output_goes(total):
+    """Also while a bar is shown on standard error; on one screen they stand above it."""
+    script = (
+        "from onnxviz.console import console\n"
+        "with console() as told:\n"
+        f"    told.start('Opening', {total}, 'steps')\n"
+        "    told.note('[bold]a note')\n"
+        "    told.finish()\n"
+    )
+    process, main = _on_a_terminal([sys.executable, "-c", script], 100, stdout=subprocess.PIPE)
+    stdout, _ = process.communicate(timeout=60)
+    seen = _read(main)
+    os.close(main)
+    assert stdout.splitlines()[0] == b"[bold]a note"
+    assert b"Opening" in seen and b"a note" not in seen
+    process, main = _on_a_terminal([sys.executable, "-c", script], 100)
+    lines = [ESCAPES.sub("", line) for line in re.split(r"[\r\n]+", _read(main).decode())]
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    assert lines.count("[bold]a note") == 1
 
 
 def test_the_cursor_is_back_after_a_signal_and_after_a_second_one(folder, tmp_path):
