@@ -91,7 +91,8 @@ class StandardError(Console):
             typer.echo(failure.message, err=True)
         elif not self._debug and failure.kind != BrokenPipeError.__name__:
             more = "" if failure.expected else " (--debug shows where)"
-            typer.echo(f"Error: {failure.message}{more}", err=True)
+            message = "\n".join(map(printable, failure.message.split("\n")))
+            typer.echo(f"Error: {message}{more}", err=True)
 
 
 class Several(Console):

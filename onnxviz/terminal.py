@@ -141,7 +141,7 @@ def _bar_of(unit: str) -> Any:
         Rate(table_column=fixed()),
         TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed()),
         console=Screen(stderr=True),
-        redirect_stdout=False,  # it would move notes from standard output to standard error
+        redirect_stdout=False,  # or what is printed would go to standard error
         redirect_stderr=False,
     )
 

@@ -196,9 +196,11 @@ def test_odd_names_stay_json(capsys, name):
 @posix
 def test_each_line_comes_at_once():
     """Not when the buffer of a pipe is full."""
-    script = "from onnxviz.console import console\nwith console(json_progress=True) as told:\n    input()\n"
+    script = "import sys\nfrom onnxviz.console import console\n"
+    script += "with console(json_progress=True):\n    sys.stdin.read()\n"
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=plain) as process:
         ready, _, _ = select.select([process.stdout], [], [], 20)
         process.stdin.close()
         assert ready
@@ -401,6 +403,12 @@ def test_what_a_terminal_would_obey_is_escaped(text, capsys):
     with console() as told:
         told.note(f"x{text}y")
     assert capsys.readouterr().out == f"x{printable(text)}y\n"
+
+
+def test_errors_are_escaped_too(capsys):
+    with pytest.raises(typer.Exit), console():
+        raise UsageError("\x1b[2J: no such file\nSay which.")
+    assert capsys.readouterr().err == "Error: \\x1b[2J: no such file\nSay which.\n"
 
 
 def test_plain_text_stays():
