@@ -5,8 +5,9 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,8 @@ class StandardError(Console):
             typer.echo(failure.message, err=True)
         elif not self._debug and failure.kind != BrokenPipeError.__name__:
             more = "" if failure.expected else " (--debug shows where)"
-            typer.echo(f"Error: {failure.message}{more}", err=True)
+            message = "\n".join(map(printable, failure.message.split("\n")))
+            typer.echo(f"Error: {message}{more}", err=True)
 
 
 class Several(Console):
@@ -102,8 +104,8 @@ class Several(Console):
         self._summed_up = False
 
     def add(self, other: Console) -> None:
-        """Let one more hear what comes."""
-        self._others.append(other)
+        """Let one more hear what comes, before the others: a log file knows of what a broken pipe cuts off."""
+        self._others.insert(0, other)
 
     def note(self, text: str) -> None:
         """Pass it on."""
@@ -142,9 +144,11 @@ class Several(Console):
 
     def finish(self) -> None:
         """Pass it on; the others can still ask the recap for the phase."""
-        for other in self._others:
-            other.finish()
-        self._recap.finish()
+        try:
+            for other in self._others:
+                other.finish()
+        finally:
+            self._recap.finish()
 
     def summary(self, summary: Summary) -> None:
         """Pass it on."""
@@ -195,7 +199,7 @@ def console(
     recap = Recap()
     told = Several(recap, [StandardError(debug=debug)])
     code = 1
-    with ending_signals(), _warnings_to(told):
+    with ending_signals() as ending, _warnings_to(told):
         try:
             if json_progress:
                 from onnxviz.jsonlines import JsonLines
@@ -218,6 +222,7 @@ def console(
             code = 0
         except (typer.Exit, typer.Abort) as leave:
             code = getattr(leave, "exit_code", 1)
+            told.finish()
             raise
         except (
             BrokenPipeError
@@ -226,10 +231,11 @@ def console(
             told.error(Failure.of(error))
             raise
         except (Exception, KeyboardInterrupt) as error:
-            failure = Failure.of(error, debug=debug)
+            failure = Failure.of(ending.instead_of(error), debug=debug)
             code = failure.exit_code
-            told.sum_up(complete=False)
-            told.error(failure)
+            for tell in (told.finish, partial(told.sum_up, complete=False), partial(told.error, failure)):
+                with suppress(BrokenPipeError):  # only the first one raises it
+                    tell()
             if debug and not failure.signal:
                 raise
             raise typer.Exit(code) from None

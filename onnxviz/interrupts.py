@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Terminated", "ending_signals", "held_interrupts"]
+__all__ = ["Ending", "Terminated", "ending_signals", "held_interrupts"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -19,16 +19,48 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came; whatever is done at Ctrl-C is done then, too."""
 
 
+class Ending:
+    """A handler that raises what the first signal stands for; the second one ends the process at once.
+
+    ``came``: the first one's number.
+    """
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take the signal down and raise."""
+        self.note(number)
+        raise _raised(number)
+
+    def note(self, number: int) -> None:
+        """Take the first signal down; at the second, end the process with the code that a shell gives to it."""
+        if self.came is not None:
+            if os.isatty(2):
+                os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
+            os._exit(128 + number)
+        self.came = number
+
+    def instead_of(self, error: BaseException) -> BaseException:
+        """What a signal stands for, if one came: an error after it may be its consequence (as in an import)."""
+        if self.came is None or isinstance(error, KeyboardInterrupt):
+            return error
+        found = _raised(self.came)
+        found.__cause__ = error
+        return found
+
+
 @contextmanager
-def ending_signals() -> Iterator[None]:
+def ending_signals() -> Iterator[Ending]:
     """Let SIGTERM raise Terminated as Ctrl-C raises KeyboardInterrupt, and a second signal end the process at once.
 
     For programs, not for libraries. A signal that the process was told to ignore (as shells do with SIGINT for what
     they start in the background), or that somebody else handles, stays as it is; so do both in another thread than
     the main one.
     """
+    ending = Ending()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield ending
         return
     usual: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
@@ -36,9 +68,9 @@ def ending_signals() -> Iterator[None]:
     }
     taken = {number: usual[number] for number in _SIGNALS if signal.getsignal(number) is usual[number]}
     for number in taken:
-        signal.signal(number, _first)
+        signal.signal(number, ending)
     try:
-        yield
+        yield ending
     finally:
         for number, handler in taken.items():
             signal.signal(number, handler)
@@ -61,15 +93,14 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
         if isinstance(handler, _Hold):
             yield handler.check
             return
-    held = {number: h for number, h in found.items() if h is signal.default_int_handler or h is _first}
-    hold = _Hold(held)
-    for number in held:
+    hold = _Hold({n: h for n, h in found.items() if h is signal.default_int_handler or isinstance(h, Ending)})
+    for number in hold.held:
         signal.signal(number, hold)
     try:
         yield hold.check
     finally:
-        for number, handler in held.items():
-            signal.signal(number, _second if hold.came is not None and handler is _first else handler)
+        for number, handler in hold.held.items():
+            signal.signal(number, handler)
     hold.check()
 
 
@@ -77,34 +108,21 @@ class _Hold:
     """A handler that notes the first signal, and acts on the second as those that it stands for."""
 
     def __init__(self, held: Mapping[signal.Signals, Any]) -> None:
-        self._held = held
-        self.came: int | None = None
+        self.held = held
+        self._came: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.came is not None:
-            handler = self._held[signal.Signals(number)]
-            (_second if handler is _first else handler)(number, frame)
-        self.came = number
+        handler = self.held[signal.Signals(number)]
+        if isinstance(handler, Ending):
+            handler.note(number)
+        elif self._came is not None:
+            handler(number, frame)
+        self._came = number
 
     def check(self) -> None:
         """Raise what the signal that came stands for."""
-        if self.came is not None:
-            raise _raised(self.came)
-
-
-def _first(number: int, frame: FrameType | None) -> None:
-    """Raise what a signal stands for; the next one ends the process."""
-    for other in _SIGNALS:
-        if signal.getsignal(other) is _first:
-            signal.signal(other, _second)
-    raise _raised(number)
-
-
-def _second(number: int, frame: FrameType | None) -> None:
-    """End the process where it is, with the code that a shell gives to the signal."""
-    if os.isatty(2):
-        os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
-    os._exit(128 + number)
+        if self._came is not None:
+            raise _raised(self._came)
 
 
 def _raised(number: int) -> KeyboardInterrupt:

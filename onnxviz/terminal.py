@@ -59,7 +59,7 @@ class Terminal(Console):
     def resumed(self, count: int) -> None:
         """Begin so far on."""
         if self._bars:
-            self._bars.reset(self._task, completed=count, resumed=count, skipped="")  # fields are replaced
+            self._bars.reset(self._task, completed=count, skipped=self._besides(), resumed=count)
 
     def advance(self, count: int = 1) -> None:
         """Move the bar."""
@@ -70,7 +70,10 @@ class Terminal(Console):
         """Count it beside the bar; the reasons come with the summary."""
         self._skipped += 1
         if self._bars:
-            self._bars.update(self._task, skipped=f"{self._skipped:,} skipped")
+            self._bars.update(self._task, skipped=self._besides())
+
+    def _besides(self) -> str:
+        return f"{self._skipped:,} skipped" if self._skipped else ""
 
     def finish(self) -> None:
         """Leave the bar as it is."""
@@ -138,7 +141,7 @@ def _bar_of(unit: str) -> Any:
         Rate(table_column=fixed()),
         TimeRemainingColumn(elapsed_when_finished=True, table_column=fixed()),
         console=Screen(stderr=True),
-        redirect_stdout=False,  # it would move notes from standard output to standard error
+        redirect_stdout=False,  # or what is printed would go to standard error
         redirect_stderr=False,
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -189,6 +191,21 @@ def test_odd_names_stay_json(capsys, name):
     expected = name.replace("\udcff", "\\udcff")
     assert events[1]["name"] == events[2]["text"] == expected
     assert "\\udc" not in json.dumps(events[1]["name"]).replace("\\\\udc", "")
+
+
+@posix
+def test_each_line_comes_at_once():
+    """Not when the buffer of a pipe is full."""
+    script = "import sys\nfrom onnxviz.console import console\n"
+    script += "with console(json_progress=True):\n    sys.stdin.read()\n"
+    command = [sys.executable, "-c", script]
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=plain) as process:
+        ready, _, _ = select.select([process.stdout], [], [], 20)
+        process.stdin.close()
+        assert ready
+        assert json.loads(process.stdout.readline())["event"] == "begin"
+        process.wait(timeout=60)
 
 
 # Nothing
@@ -388,6 +405,12 @@ def test_what_a_terminal_would_obey_is_escaped(text, capsys):
     assert capsys.readouterr().out == f"x{printable(text)}y\n"
 
 
+def test_errors_are_escaped_too(capsys):
+    with pytest.raises(typer.Exit), console():
+        raise UsageError("\x1b[2J: no such file\nSay which.")
+    assert capsys.readouterr().err == "Error: \\x1b[2J: no such file\nSay which.\n"
+
+
 def test_plain_text_stays():
     assert printable("N×3×227 – conv1 (ü, 日本)") == "N×3×227 – conv1 (ü, 日本)"
 
@@ -455,7 +478,7 @@ def test_a_reader_that_goes_ends_the_run_quietly(folder, tmp_path, mode):
 @posix
 @pytest.mark.parametrize("mode", [[], ["--json-progress"]], ids=["people", "json"])
 def test_head(folder, tmp_path, mode):
-    np.save(tmp_path / "x.npy", np.zeros((100_000, 12, 12, 3), np.uint8))
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 12, 12, 3), np.uint8))
     command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
     command += [
         "--images",
@@ -472,3 +495,44 @@ def test_head(folder, tmp_path, mode):
         stderr = process.stderr.read()
         assert process.wait(timeout=60) == 1
     assert stderr == b""
+
+
+def test_an_error_has_its_exit_code_though_nobody_reads(tmp_path, monkeypatch, capsys):
+    """The log file has it all."""
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+        def flush(self): ...
+
+    with pytest.raises(typer.Exit) as leave, console(json_progress=True, log_file=tmp_path / "a.log") as told:
+        told.start("Scanning", 4, "images")
+        monkeypatch.setattr(sys, "stdout", Gone())
+        raise Terminated
+    monkeypatch.undo()
+    assert leave.value.exit_code == 143
+    assert capsys.readouterr().err == "Terminated.\n"
+    texts = [text for _, text in _log(tmp_path / "a.log")]
+    assert "Scanning ends: 0 of 4 images in 0.0 s" in texts
+    assert sum(text.startswith("Summary: 0 images scanned, 0 skipped") for text in texts) == 1
+    assert sum(text.startswith("Scanning ends") for text in texts) == 1
+    assert "Terminated." in texts
+    assert texts[-1].startswith("Ended with exit code 143")
+
+
+@posix
+def test_an_error_after_a_signal_is_the_signal(tmp_path, capsys):
+    """An import that is interrupted may fail with an error of its own. The log has both."""
+    with pytest.raises(typer.Exit) as leave, console(log_file=tmp_path / "a.log"):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+    assert leave.value.exit_code == 143
+    assert capsys.readouterr().err == "Terminated.\n"
+    assert any(
+        "ImportError: initialization failed" in text
+        for level, text in _log(tmp_path / "a.log")
+        if level == "ERROR"
+    )

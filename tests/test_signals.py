@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import onnxviz
+from onnxviz.interrupts import Terminated, ending_signals
 from tests.model.nets import small, write
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals between processes")
@@ -153,6 +155,26 @@ def test_a_second_signal_ends_it_at_once(folder, tmp_path, name):
     assert time.monotonic() - begun < 5
     assert process.stderr.read() == ""
     process.communicate()
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("place", ["pictures.Plate.of", "images.gallery.Gallery.batch"])
+def test_recording_and_drawing_hold_signals_back(folder, monkeypatch, place, name):
+    """What is under way, and may hold a lock, goes on."""
+    usual = pkgutil.resolve_name(f"onnxviz.{place}")
+    went_on = []
+
+    def signalled(*arguments):
+        if not went_on:
+            signal.raise_signal(getattr(signal, name))
+        went_on.append(place)
+        return usual(*arguments)
+
+    monkeypatch.setattr(f"onnxviz.{place}", signalled)
+    with pytest.raises(KeyboardInterrupt) as caught, ending_signals():
+        onnxviz.analyze(folder / "small.onnx", layers="conv1", images=folder / "few.npy", provider="cpu")
+    assert isinstance(caught.value, Terminated) == (name == "SIGTERM")
+    assert went_on
 
 
 @pytest.mark.parametrize("command", ["layers", "check"])

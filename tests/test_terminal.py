@@ -40,13 +40,19 @@ def folder(tmp_path_factory):
 
 def _start(folder: Path, out: Path, images: str, columns: int) -> tuple[subprocess.Popen[bytes], int]:
     """A run with all its output on a terminal, and the terminal's other end."""
+    command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
+    command += ["--images", str(folder / images), "--out", str(out), "--provider", "cpu"]
+    return _on_a_terminal(command, columns)
+
+
+def _on_a_terminal(
+    command: list[str], columns: int, stdout: int | None = None
+) -> tuple[subprocess.Popen[bytes], int]:
     import pty
 
     main, terminal = pty.openpty()
-    command = [sys.executable, "-m", "onnxviz", "analyze", str(folder / "small.onnx"), "-l", "conv1"]
-    command += ["--images", str(folder / images), "--out", str(out), "--provider", "cpu"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)}
-    process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+    process = subprocess.Popen(command, stdout=stdout or terminal, stderr=terminal, env=environment)
     os.close(terminal)
     return process, main
 
@@ -84,6 +90,56 @@ def test_lines_fit_and_count_what_is_skipped(folder, tmp_path, columns):
     assert last[0].startswith("300 images scanned, 4 skipped; ")
     assert last[1] == "  skipped 4 × not an image in a known format; the first: bad0.png"
     assert last[4] == f"Report: {tmp_path / 'out' / 'index.html'}"
+
+
+def test_steps_of_a_former_run_are_not_in_the_rate():
+    """A bar begins where that run ended; 20 steps a second are done in half a second."""
+    script = (
+        "import time\n"
+        "from onnxviz.console import console\n"
+        "with console() as told:\n"
+        "    told.start('Scanning', 1000, 'images')\n"
+        "    told.skipped('a', 'bad')\n"
+        "    told.resumed(990)\n"
+        "    for _ in range(10):\n"
+        "        time.sleep(0.05)\n"
+        "        told.advance()\n"
+    )
+    process, main = _on_a_terminal([sys.executable, "-c", script], 100)
+    seen = _read(main).decode()
+    os.close(main)
+    assert process.wait(timeout=60) == 0, seen
+    shown = [ESCAPES.sub("", line).rstrip() for line in re.split(r"[\r\n]+", seen)]
+    assert any(re.match(r"Scanning \S+ +99\d/1000 1 skipped", line) for line in shown)
+    last = [
+        found for line in shown if (found := re.search(r" 1000/1000 1 skipped (\d+) images/s 0:00:0", line))
+    ]
+    assert last and 8 <= int(last[-1][1]) <= 20
+    assert any(line.startswith("999 images scanned, 1 skipped; ") for line in shown)
+
+
+@pytest.mark.parametrize("total", [0, 5], ids=["clock", "bar"])
+def test_notes_go_where_standard_output_goes(total):
+    """Also while a bar is shown on standard error; on one screen they stand above it."""
+    script = (
+        "from onnxviz.console import console\n"
+        "with console() as told:\n"
+        f"    told.start('Opening', {total}, 'steps')\n"
+        "    told.note('[bold]a note')\n"
+        "    print('and a line')\n"
+        "    told.finish()\n"
+    )
+    process, main = _on_a_terminal([sys.executable, "-c", script], 100, stdout=subprocess.PIPE)
+    stdout, _ = process.communicate(timeout=60)
+    seen = _read(main)
+    os.close(main)
+    assert sorted(stdout.splitlines()[:2]) == [b"[bold]a note", b"and a line"]
+    assert b"Opening" in seen and b"a note" not in seen and b"a line" not in seen
+    process, main = _on_a_terminal([sys.executable, "-c", script], 100)
+    lines = [ESCAPES.sub("", line) for line in re.split(r"[\r\n]+", _read(main).decode())]
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    assert lines.count("[bold]a note") == 1
 
 
 def test_the_cursor_is_back_after_a_signal_and_after_a_second_one(folder, tmp_path):
