@@ -18,9 +18,13 @@ class Served:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
         self.ranges = True
+        self.says_no_ranges = False
         self.sizes = True
         self.failures: dict[str, list[int | str]] = {}
         """Of a file the answers that come first: a status, "cut" (half of the body) or "drop" (no answer at all)."""
+        self.refused: set[str] = set()
+        """Files whose failures answer HEAD too."""
+        self.authorizations: set[str | None] = set()
         self.requests: list[tuple[str, str, str | None]] = []
         self.sent: Counter[str] = Counter()
         self.url = ""
@@ -49,8 +53,9 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         with served.lock:
             served.requests.append((self.command, self.path, wanted))
+            served.authorizations.add(self.headers.get("Authorization"))
             failing = served.failures.get(name)
-            failure = failing.pop(0) if body and failing else None
+            failure = failing.pop(0) if failing and (body or name in served.refused) else None
         if failure == "drop":
             self.close_connection = True
             return
@@ -98,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Last-Modified", formatdate(0, usegmt=True))
         if part:
             self.send_header("Content-Range", part)
+        if self.served.says_no_ranges:
+            self.send_header("Accept-Ranges", "none")
         self.end_headers()
 
     def _listing(self, folder: str) -> bytes | None:
