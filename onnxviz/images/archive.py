@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onnxviz.errors import ImageError, OnnxvizError
 from onnxviz.images.files import File, Opened
+from onnxviz.images.turns import Turns
 
 __all__ = ["SUFFIXES", "Archive", "is_archive_name", "open_archive"]
 
@@ -233,7 +234,7 @@ class _CompressedTar:
             self._members = _Members(tar)
         self._file = file
         self._tar: tarfile.TarFile | None = None
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._next = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self.names = self._members.names
@@ -244,7 +245,7 @@ class _CompressedTar:
     def read(self, index: int) -> bytes:
         _check_size(self._members.sizes[index])
         try:
-            with self._lock:
+            with self._turns.at(index):
                 return self._forward(index)
         except ImageError:
             raise
@@ -252,7 +253,7 @@ class _CompressedTar:
             raise ImageError(f"damaged in the archive ({error or type(error).__name__})") from error
 
     def release(self) -> None:
-        with self._lock:
+        with self._turns.at(0):
             self._tar, self._next = None, 0
             self._kept.clear()
         self._file.release()

@@ -322,6 +322,7 @@ def _archives(
             yield (sample.name, sample.label, *shards.facts(entry)), None
         yield from (((), version) for version in shards.versions())
 
+    readers = None if shards.sequential else readers  # more would wait for one another
     description = _describe(_printable(title), len(entries), shards.ignored)
     return Source(description, samples, rows=rows, readers=readers)
 

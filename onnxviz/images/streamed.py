@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
+
+from onnxviz.images.turns import Turns
 
 __all__ = ["Streamed"]
 
@@ -22,7 +23,7 @@ class Streamed:
         self._stream: Any = None
         self._kept = bytearray()
         self._start = 0
-        self._lock = threading.Lock()
+        self._turns = Turns()
 
     def read(self, start: int, length: int) -> bytes:
         """Exactly these bytes.
@@ -30,7 +31,7 @@ class Streamed:
         Raises:
             EOFError: the stream ends before. The next call starts anew, as after any error of the stream.
         """
-        with self._lock:
+        with self._turns.at(start):
             if self._stream is None or start < self._start:
                 self._restart()
             try:
@@ -50,7 +51,7 @@ class Streamed:
 
     def release(self) -> None:
         """Close the stream and let go of what is kept."""
-        with self._lock:
+        with self._turns.at(0):
             self._close()
 
     def _restart(self) -> None:
