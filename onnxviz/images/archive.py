@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from onnxviz.errors import ImageError, OnnxvizError
 from onnxviz.images.files import File, Opened
+from onnxviz.images.turns import Turns
 
 __all__ = ["SUFFIXES", "Archive", "is_archive_name", "open_archive"]
 
@@ -75,8 +76,6 @@ def open_archive(file: File) -> Archive | None:
 class _Zip:
     """A zip file. A member that is stored or deflated, as nearly all are, is one read of its own."""
 
-    sequential = False
-
     _HEADER = struct.Struct("<4s22xHH")
     _SPARE = 64  # what the extra field before a member may have more than the one in the directory
 
@@ -102,6 +101,7 @@ class _Zip:
                 self._heads.append(len(member.orig_filename.encode()) + len(member.extra) + self._SPARE)
                 self._methods.append(-1 if member.flag_bits & 0x1 else member.compress_type)
         self.names = tuple(names)
+        self.sequential = file.sequential
 
     def facts(self, index: int) -> tuple[int, ...]:
         return self._sizes[index], self._checks[index]
@@ -120,6 +120,7 @@ class _Zip:
     def release(self) -> None:
         with self._lock:
             self._whole = None
+        self._file.release()
 
     def _body(self, index: int) -> bytes:
         start, packed = self._starts[index], self._packed[index]
@@ -201,13 +202,11 @@ class _Members:
 class _Tar:
     """A tar file that is not compressed: each member is one read of its own."""
 
-    sequential = False
-
     def __init__(self, file: File, tar: Any) -> None:
         with tar:
             self._members = _Members(tar)
         self._file = file
-        self.names = self._members.names
+        self.names, self.sequential = self._members.names, file.sequential
 
     def facts(self, index: int) -> tuple[int, ...]:
         return (self._members.sizes[index],)
@@ -218,7 +217,7 @@ class _Tar:
         return self._members.content(index, data)
 
     def release(self) -> None:
-        pass
+        self._file.release()
 
 
 class _CompressedTar:
@@ -235,7 +234,7 @@ class _CompressedTar:
             self._members = _Members(tar)
         self._file = file
         self._tar: tarfile.TarFile | None = None
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._next = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self.names = self._members.names
@@ -246,7 +245,7 @@ class _CompressedTar:
     def read(self, index: int) -> bytes:
         _check_size(self._members.sizes[index])
         try:
-            with self._lock:
+            with self._turns.at(index):
                 return self._forward(index)
         except ImageError:
             raise
@@ -254,9 +253,10 @@ class _CompressedTar:
             raise ImageError(f"damaged in the archive ({error or type(error).__name__})") from error
 
     def release(self) -> None:
-        with self._lock:
+        with self._turns.at(0):
             self._tar, self._next = None, 0
             self._kept.clear()
+        self._file.release()
 
     def _forward(self, index: int) -> bytes:
         if index in self._kept:

@@ -15,7 +15,7 @@ __all__ = ["File", "Folder", "LocalFile", "Opened"]
 
 
 class File(Protocol):
-    """A file. Nothing of it stays open or in memory between reads."""
+    """A file. Nothing of it stays open or in memory between reads, unless it is `sequential`."""
 
     @property
     def place(self) -> str:
@@ -46,6 +46,10 @@ class File(Protocol):
         """Threads that are worth reading in, where that is not a matter of cores."""
 
     @property
+    def sequential(self) -> bool:
+        """Reading is quick only from start to end, which may show only after a first read in its midst."""
+
+    @property
     def version(self) -> Any:
         """What marks its version where it lies (a time, a digest of an ETag), or None."""
 
@@ -62,6 +66,9 @@ class File(Protocol):
         Raises:
             ImageError: they cannot be read. The message does not name the file.
         """
+
+    def release(self) -> None:
+        """Let go of what is kept to read on; the next read takes longer."""
 
 
 class Folder(Protocol):
@@ -107,6 +114,7 @@ class LocalFile:
     path: Path
     ahead: int = 1 << 17
     readers: int | None = None
+    sequential: bool = False
 
     @property
     def place(self) -> str:
@@ -142,6 +150,9 @@ class LocalFile:
             return self.path.stat().st_mtime_ns
         except OSError:
             return None
+
+    def release(self) -> None:
+        """Nothing is kept."""
 
     def whole(self) -> bytes:
         """All bytes.

@@ -106,8 +106,15 @@ def sampled_bytes(file: File) -> tuple[int, str] | None:
         size = file.size
         blocks = min(_BLOCKS, -(-size // _BLOCK))
         starts = [(size - _BLOCK) * number // (blocks - 1) if blocks > 1 else 0 for number in range(blocks)]
-        with ThreadPoolExecutor(min(file.readers or 1, _BLOCKS), "onnxviz-blocks") as pool:
-            for data in pool.map(lambda start: file.read(start, min(_BLOCK, size - start)), starts):
+
+        def read(start: int) -> bytes:
+            return file.read(start, min(_BLOCK, size - start))
+
+        for start in starts[:2]:
+            digest.update(read(start))
+        threads = 1 if file.sequential else file.readers or 1
+        with ThreadPoolExecutor(threads, "onnxviz-blocks") as pool:
+            for data in pool.map(read, starts[2:]):
                 digest.update(data)
     except ImageError:
         return None

@@ -36,13 +36,15 @@ class LocalFolder:
         if self._pattern is None:
             yield from _walk(self.root, [""])
             return
+        seen = set()
         for name in self._matching():
             path = Path(self.root, name)
-            if path.is_dir():
-                yield from _walk(self.root, [name.rstrip("/")])
-            else:
-                special = path.exists() and not path.is_file()
-                yield name, "neither a file nor a link to one" if special else None
+            special = path.exists() and not path.is_file()
+            found = [(name, "neither a file nor a link to one" if special else None)]
+            for one in _walk(self.root, [name.rstrip("/")]) if path.is_dir() else found:
+                if one[0] not in seen:
+                    seen.add(one[0])
+                    yield one
 
     def read(self, name: str) -> bytes:
         """All of a file.
@@ -62,7 +64,11 @@ class LocalFolder:
 
     def _matching(self) -> list[str]:
         found: dict[str, None] = {}
-        for pattern in braces(self._pattern or ""):
+        try:
+            patterns = braces(self._pattern or "")
+        except ValueError as error:
+            raise UsageError(f"{self.place}: {error}") from error
+        for pattern in patterns:
             if is_glob(pattern):
                 names = glob.glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 (names, not paths)
                 found.update(dict.fromkeys(name.replace(os.sep, "/") for name in sorted(names)))

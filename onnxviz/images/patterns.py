@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from onnxviz.errors import UsageError
-
 __all__ = ["braces", "is_glob", "is_pattern", "leading", "literal_folder", "matcher"]
 
 MOST = 100_000  # names that braces may stand for
@@ -19,13 +17,13 @@ def braces(pattern: str) -> list[str]:
     """Every name that a pattern with braces stands for, in order: ``{08..10}`` is 08, 09, 10, ``{a,b}`` is a, b.
 
     Raises:
-        UsageError: too many.
+        ValueError: too many; the message does not name the pattern.
     """
     found, following = [""], 0
     for match in _BRACES.finditer(pattern):
         choices = list(_choices(match, MOST))
         if len(found) * len(choices) > MOST:
-            raise UsageError(f"{match[0]}: this stands for more than {MOST:,} names; give a folder or a glob")
+            raise ValueError(f"{match[0]} stands for more than {MOST:,} names; give a folder or a glob")
         between = pattern[following : match.start()]
         found = [f"{before}{between}{choice}" for before in found for choice in choices]
         following = match.end()
@@ -39,7 +37,7 @@ def _choices(match: re.Match[str], most: int) -> Iterator[str]:
         return
     # Long digits are not given to int(), which refuses them.
     if max(len(first), len(last)) > 18 or abs(int(last) - int(first)) >= most:
-        raise UsageError(f"{match[0]}: this stands for more than {most:,} names; give a folder or a glob")
+        raise ValueError(f"{match[0]} stands for more than {most:,} names; give a folder or a glob")
     step = 1 if int(first) <= int(last) else -1
     padded = first.startswith("0") or last.startswith("0")
     width = max(len(first), len(last)) if padded else 0

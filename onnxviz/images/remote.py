@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from onnxviz.errors import ImageError, UsageError
 from onnxviz.images.fingerprint import SizeAndTime
 from onnxviz.images.patterns import braces, is_glob, leading, literal_folder, matcher
+from onnxviz.images.streamed import Streamed
 
 __all__ = ["RemoteFile", "RemoteFolder", "find_remote", "is_url", "masked"]
 
@@ -63,6 +64,10 @@ def masked(text: str) -> str:
     """A text without the secrets of the URLs in it: user, password and query, where keys and tokens stand."""
     text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1***@", text)
     return re.sub(r"(\w://[^\s?'\"<>]*)\?(?:[^\s'\"<>:)]|:(?=[^\s:])|\)(?=\S))+", r"\1?***", text)
+
+
+class NoPartsError(NotThereError):
+    """The server gives whole files only."""
 
 
 class Store:
@@ -115,11 +120,13 @@ class Store:
         try:
             return self.ask(action)
         except NotThereError as error:
-            if "range requests" in str(error):
-                raise NotThereError(
-                    "the server gives whole files only, no parts of them (HTTP ranges); download it first"
-                ) from error
+            if "range requests" in str(error):  # in the words of fsspec's HTTPFile
+                raise NoPartsError(str(error)) from error
             raise
+
+    def stream(self, path: str) -> Streamed:
+        """A file of a web server as a stream."""
+        return Streamed(lambda: self.system.open(path, block_size=0))
 
     def whole(self, path: str, size: int | None) -> bytes:
         """All bytes of a file."""
@@ -182,6 +189,7 @@ class RemoteFile:
         self.place = self.title = place
         self.name = _last(path, store.web)
         self.is_image = str(info.get("mimetype", "")).startswith("image/")
+        self._stream = store.stream(path) if store.web and info.get("partial") is False else None
 
     @property
     def size(self) -> int:
@@ -202,7 +210,23 @@ class RemoteFile:
         Raises:
             ImageError: they cannot be read. The message does not name the file.
         """
-        return _told(lambda: self._store.part(self._path, start, length, self.size))
+        if self._stream is None:
+            try:
+                return _told(lambda: self._store.part(self._path, start, length, self.size))
+            except NoPartsError:
+                self._stream = self._stream or self._store.stream(self._path)
+        stream = self._stream
+        return _told(lambda: self._store.ask(lambda: stream.read(start, length)))
+
+    @property
+    def sequential(self) -> bool:
+        """Reading is quick only from start to end: the server gives no parts of files."""
+        return self._stream is not None
+
+    def release(self) -> None:
+        """Let go of what is kept to read on."""
+        if self._stream is not None:
+            self._stream.release()
 
     def whole(self) -> bytes:
         """All bytes.
@@ -273,6 +297,8 @@ class RemoteFolder:
 def _told(action: Callable[[], T]) -> T:
     try:
         return action()
+    except NoPartsError:
+        raise
     except ImageError as error:
         raise ImageError(f"cannot be read ({error})") from error
 
@@ -295,7 +321,10 @@ def find_remote(url: str) -> RemoteFolder | RemoteFile:
 
 def _find(url: str, shown: str) -> RemoteFolder | RemoteFile:
     web = url.rpartition("::")[2].startswith(("http:", "https:")) and "::" not in url
-    urls = braces(url)
+    try:
+        urls = braces(url)
+    except ValueError as error:
+        raise NotThereError(str(error)) from error
     store, path = _opened(urls[0], shown)
     if len(urls) == 1 and not is_glob(path, queries=web):
         return _one(store, path, shown)

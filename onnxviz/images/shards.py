@@ -21,8 +21,8 @@ Entry: TypeAlias = tuple[str, int, int]
 """Name, number of the archive, number of the member in it; or, of an archive that cannot be read, its name and -1."""
 
 OPENED_AT_ONCE = 8
-KEPT_OPEN = 2
-"""Compressed archives that are read on: one, and the next when threads run ahead."""
+KEPT_OPEN = 3
+"""Compressed archives that are read on: one, its neighbours, where threads run ahead or come late."""
 
 
 class Shards:
@@ -38,21 +38,21 @@ class Shards:
         self._names = names
         self._archives: list[Archive | None] = []
         self._versions: list[Any] = []
-        self.problems: dict[int, str] = {}
+        self._problems: dict[int, str] = {}
         self.entries: list[Entry] = []
         self.ignored: Counter[str] = Counter()
         self._reading: OrderedDict[int, Archive] = OrderedDict()
         self._lock = threading.Lock()
+        problems: list[UnreadableError] = []
         with ThreadPoolExecutor(min(OPENED_AT_ONCE, len(names)), "onnxviz-archives") as pool:
             for number, opened in enumerate(pool.map(lambda name: _opened(opening, name), names)):
-                if isinstance(opened, ImageError):
-                    if len(names) == 1:
-                        raise opened
+                if isinstance(opened, UnreadableError):
+                    problems.append(opened)
                     self._add_problem(number, opened)
                 else:
                     self._add(number, *opened, chosen)
-        if len(self.problems) == len(names):
-            raise ImageError(self.problems[0])
+        if len(problems) == len(names):
+            raise problems[0]
         self.sequential = any(found.sequential for found in self._archives if found)
         # Several archives may hold the same name: then each is told by its archive's.
         images = [name for name, _, member in self.entries if member >= 0]
@@ -72,10 +72,17 @@ class Shards:
         _, number, member = entry
         found = self._archives[number]
         if found is None:
-            raise ImageError(self.problems[number])
-        if found.sequential:
-            self._note(number, found)
-        return found.read(member)
+            raise ImageError(self._problems[number])
+        if not found.sequential:
+            return found.read(member)
+        self._note(number, found)
+        try:
+            return found.read(member)
+        finally:
+            with self._lock:
+                late = number not in self._reading
+            if late:  # it was let go before this thread came to read
+                found.release()
 
     def facts(self, entry: Entry) -> tuple[int | None, ...]:
         """Size of an image in bytes, and in a zip its CRC-32; None if it cannot be read."""
@@ -103,10 +110,10 @@ class Shards:
             else:
                 self.ignored[suffix] += 1
 
-    def _add_problem(self, number: int, error: ImageError) -> None:
+    def _add_problem(self, number: int, error: UnreadableError) -> None:
         self._archives.append(None)
         self._versions.append(None)
-        self.problems[number] = str(error)
+        self._problems[number] = error.reason
         self.entries.append((self._names[number], number, -1))
 
     def _note(self, number: int, found: Archive) -> None:
@@ -119,17 +126,28 @@ class Shards:
             one.release()
 
 
-def _opened(opening: Callable[[str], File], name: str) -> tuple[File, Archive] | ImageError:
+def _opened(opening: Callable[[str], File], name: str) -> tuple[File, Archive] | UnreadableError:
+    place = name
     try:
         file = opening(name)
+        place = file.place
         found = open_archive(file)
     except ImageError as error:
-        return error
+        return UnreadableError(place, str(error).removeprefix(f"{place}: "), error)
     if found is None:
         expected = "expected zip, or tar with or without compression"
-        return NotAnArchiveError(f"{file.place}: not an archive that can be read; {expected}")
+        return NotAnArchiveError(place, f"not an archive that can be read; {expected}")
     return file, found
 
 
-class NotAnArchiveError(ImageError):
+class UnreadableError(ImageError):
+    """An archive that cannot be read: where, why, and what it came from."""
+
+    def __init__(self, place: str, reason: str, cause: ImageError | None = None) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.reason = reason
+        self.__cause__ = cause
+
+
+class NotAnArchiveError(UnreadableError):
     """A file of another kind."""

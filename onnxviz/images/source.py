@@ -19,7 +19,7 @@ from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.images import archive
 from onnxviz.images.archive import is_archive_name
 from onnxviz.images.decode import SUFFIXES, Picture, decode, quiet
-from onnxviz.images.files import Folder, LocalFile, Opened
+from onnxviz.images.files import File, Folder, LocalFile, Opened
 from onnxviz.images.fingerprint import Fingerprint, Row, fingerprint, sampled_bytes
 from onnxviz.images.folder import find_local
 from onnxviz.images.patterns import matcher
@@ -265,8 +265,14 @@ def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | 
             ignored[suffix] += 1
             if is_archive_name(name):
                 archives.append(name)
+
+    def archive_of(name: str) -> File:
+        if name in unreadable:
+            raise ImageError(unreadable[name])
+        return folder.file(name)
+
     if archives and not names:
-        shards = Shards(sorted(archives, key=natural_key), folder.file)
+        shards = Shards(sorted([*archives, *unreadable], key=natural_key), archive_of)
         return _archives(folder.place, folder.title, shards, folder.readers, labels, preprocess)
     names = sorted([*names, *unreadable], key=natural_key)
     if not names:
@@ -322,6 +328,7 @@ def _archives(
             yield (sample.name, sample.label, *shards.facts(entry)), None
         yield from (((), version) for version in shards.versions())
 
+    readers = None if shards.sequential else readers  # more would wait for one another
     description = _describe(_printable(title), len(entries), shards.ignored)
     return Source(description, samples, rows=rows, readers=readers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,13 @@ class Served:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
         self.ranges = True
+        self.says_no_ranges = False
         self.sizes = True
         self.failures: dict[str, list[int | str]] = {}
         """Of a file the answers that come first: a status, "cut" (half of the body) or "drop" (no answer at all)."""
+        self.refused: set[str] = set()
+        """Files whose failures answer HEAD too."""
+        self.authorizations: set[str | None] = set()
         self.requests: list[tuple[str, str, str | None]] = []
         self.sent: Counter[str] = Counter()
         self.url = ""
@@ -33,6 +38,7 @@ class Served:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer takes 40 ms
     served: Served
 
     def log_message(self, *_: object) -> None:
@@ -49,8 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         with served.lock:
             served.requests.append((self.command, self.path, wanted))
+            served.authorizations.add(self.headers.get("Authorization"))
             failing = served.failures.get(name)
-            failure = failing.pop(0) if body and failing else None
+            failure = failing.pop(0) if failing and (body or name in served.refused) else None
         if failure == "drop":
             self.close_connection = True
             return
@@ -98,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Last-Modified", formatdate(0, usegmt=True))
         if part:
             self.send_header("Content-Range", part)
+        if self.served.says_no_ranges:
+            self.send_header("Accept-Ranges", "none")
         self.end_headers()
 
     def _listing(self, folder: str) -> bytes | None:
@@ -109,13 +118,21 @@ class _Handler(BaseHTTPRequestHandler):
         return f'<a href="?C=N;O=D">Name</a> <a href="../">up</a> <ul>{links}</ul>'.encode()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *where: object) -> None:
+        """Say nothing of clients that hang up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*where)  # type: ignore[arg-type]
+
+
 @contextmanager
 def serving(files: Mapping[str, bytes]) -> Iterator[Served]:
     """A server of these files, until the end of the ``with`` block."""
     served = Served(files)
     handler = type("Handler", (_Handler,), {"served": served})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
