@@ -113,6 +113,7 @@ def scan(
         for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
     ]
     runner = network.runner([], probes=probes, threads=load.threads)
+    runner.decide()
     tally = _Tally(layers, top, rank)
     skipped: list[tuple[str, str]] = []
     done = images = 0

@@ -302,11 +302,12 @@ def _arrays(path: Path, labels: Mapping[str, str]) -> Source:
 def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
     """Images, labels or None, and a remark for people."""
     try:
-        with quiet():
-            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded, None, ""
-            with loaded:
+        with quiet(), path.open("rb") as stream:
+            if stream.read(6) == b"\x93NUMPY":
+                return np.load(path, mmap_mode="r", allow_pickle=False), None, ""
+            # Opened here: np.load leaves the file open when it is no archive.
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as loaded:
                 named = next((name for name in IMAGE_ARRAYS if name in loaded.files), None)
                 names = loaded.files if named is None else [named]
                 array = next((value for name in names if (value := loaded[name]).ndim >= 3), None)
