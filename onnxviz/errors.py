@@ -36,10 +36,23 @@ __all__ = [
 ]
 
 
+_LONGEST = 480
+"""Characters of a message. Names out of a file may be of any length, and hold what a terminal would obey."""
+
+
 class OnnxvizError(Exception):
     """Base of all errors that onnxviz raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, fit to be printed: what is not printable is spelled out, the middle of a long one left out."""
+        text = "".join(
+            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii")
+            for sign in super().__str__()
+        )
+        end = _LONGEST // 3
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - end - 3]} … {text[-end:]}"
 
 
 class UsageError(OnnxvizError):

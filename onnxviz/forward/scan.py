@@ -163,6 +163,7 @@ class Scanner:
             for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
         ]
         self._runner = network.runner([], probes=probes, threads=self._load.threads)
+        self._runner.decide()
 
     def scan(
         self,
