@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Setup:
         """How many images are to be scanned."""
         return min(len(self.source.samples), self.limit or len(self.source.samples))
 
+    @cached_property
     def job(self) -> Job:
         """What the scan's result follows from; reads the model's file and asks for the files of all images."""
         return Job.of_scan(
@@ -179,12 +181,12 @@ def open_saved(
         job.layers,
         source,
         names,
-        Origin(str(file.path), str(images) if images else origin.images, origin.labels, dict(origin.feeds)),
+        replace(origin, model=_absolute(file.path), images=_absolute(images) if images else origin.images),
         job.top,
         job.rank,
         job.images if job.images < job.of else None,
     )
-    if source.fingerprint().content != job.data.content:
+    if setup.job.data.content != job.data.content:
         raise UsageError(
             f"{images or origin.images} ({source.description}) are not the images that were scanned "
             f"({job.data_set}). Name the folder that holds them with --images."
