@@ -32,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_NOT_A_PART = "A part of a report must not replace the whole: give it a place of its own with --out."
 _LARGE_FILE = 500_000_000  # bytes of a report in one file, from which on there is a note
 
 RunArgument = Annotated[
@@ -112,6 +113,62 @@ Activation = Annotated[
         show_default="rectify; gradient with --method gradient",
     ),
 ]
+LayersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--layer",
+        "-l",
+        help="A layer by name or alias (conv5), a glob (fire*/expand3x3), a range (conv1..conv5) or all (every "
+        "convolution and fully connected layer). Repeat it for more.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz; "
+        "also a URL (s3://, gs://, https:// …), and several by a pattern (train-{00..99}.tar, photos/*.jpg). "
+        "Without it, built-in samples that suit the input.",
+        show_default=False,
+    ),
+]
+Top = Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")]
+Rank = Annotated[
+    str,
+    typer.Option(
+        help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read only the first N images.", show_default=False)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a run.", show_default="what suits the network, up to 32"),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names, one a line or as JSON: for output units and numbered labels.",
+        show_default=False,
+    ),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Start over, whatever scan is kept there.")]
+SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between two times that the scan is saved.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Scan in so many processes, each with a GPU or a share of the cores.",
+        show_default="this process alone",
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Scan on a Dask cluster: its scheduler's address (tcp://host:8786) or its scheduler file. Needs "
+        "onnxviz[cluster], there too.",
+        show_default=False,
+    ),
+]
 Theme = Annotated[
     str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
 ]
@@ -159,25 +216,9 @@ def _app(
 @app.command()
 def analyze(
     model: ModelArgument,
-    layer: Annotated[
-        list[str],
-        typer.Option(
-            "--layer",
-            "-l",
-            help="A layer by name or alias (conv5), a glob (fire*/expand3x3), a range (conv1..conv5) or all (every "
-            "convolution and fully connected layer). Repeat it for more.",
-            show_default=False,
-        ),
-    ],
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz. "
-            "Without it, built-in samples that suit the input.",
-            show_default=False,
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")] = 9,
+    layer: LayersOption,
+    images: Images = None,
+    top: Top = 9,
     channels: Annotated[
         str | None, typer.Option(help="Channels to show, as 0-15,40.", show_default="all")
     ] = None,
@@ -196,25 +237,15 @@ def analyze(
             "training.",
         ),
     ] = False,
-    rank: Annotated[
-        str,
-        typer.Option(
-            help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
-        ),
-    ] = "max",
+    rank: Rank = "max",
     seed: Annotated[
         str, typer.Option(help="Project the strongest unit (unit) or its whole map (map).")
     ] = "unit",
     overlap: Overlap = "sum",
     lrn: Lrn = None,
     activation: Activation = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read only the first N images.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images a run.", show_default="what suits cores and memory, up to 32"),
-    ] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
     provider: Provider = "auto",
     engine: Engine = "auto",
     memory: Memory = "1G",
@@ -225,13 +256,7 @@ def analyze(
     size: Size = None,
     input_: Input = None,
     feed: Feed = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Class names, one a line or as JSON: for output units and numbered labels.",
-            show_default=False,
-        ),
-    ] = None,
+    labels: Labels = None,
     montage: Annotated[
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
     ] = False,
@@ -246,6 +271,18 @@ def analyze(
             help="Also write the whole report as one HTML file, to send: OUT.html, beside the folder OUT.",
         ),
     ] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            help="Keep the scan here: the same command goes on where it was broken off.",
+            show_default="the report's folder",
+        ),
+    ] = None,
+    restart: Restart = False,
+    save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     quiet: Quiet = False,
     json_progress: JsonProgress = False,
@@ -254,7 +291,7 @@ def analyze(
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
     with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
-        from onnxviz.analysis import analyze as run
+        from onnxviz.analysis import analyze as do
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
@@ -263,7 +300,7 @@ def analyze(
         file = file_beside(target) if single_file else None
         if file:
             check_file(file)
-        atlas = run(
+        atlas = do(
             model,
             layers=layer,
             images=images,
@@ -293,7 +330,12 @@ def analyze(
             progress=progress,
             report=target,
             theme=theme,
-            command=shlex.join(["onnxviz", *sys.argv[1:]]),
+            run=run,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            command=_command(),
         )
         lines = [f"Report: {target / 'index.html'}"]
         made = {"report": target / "index.html"}
@@ -311,12 +353,143 @@ def analyze(
 
 
 @app.command()
+def scan(
+    model: ModelArgument,
+    layer: LayersOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to keep the scan: a file that ends in .atlas, or a folder. The same command goes on where it "
+            "was broken off.",
+            show_default=False,
+        ),
+    ],
+    images: Images = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Scan only this part of the images, as 3/16: the third of sixteen.", show_default=False
+        ),
+    ] = None,
+    top: Top = 9,
+    rank: Rank = "max",
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    provider: Provider = "auto",
+    preprocess: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = None,
+    size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
+    labels: Labels = None,
+    restart: Restart = False,
+    save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
+    debug: Debug = False,
+) -> None:
+    """Find each channel's strongest images and keep them, without a report: report draws it, merge joins shards."""
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
+        from onnxviz.analysis import scan as do
+
+        saved = do(
+            model,
+            out,
+            layers=layer,
+            images=images,
+            top=top,
+            rank=rank,
+            limit=limit,
+            shard=_shard(shard),
+            batch_size=batch_size,
+            provider=provider,
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
+        )
+        then = "onnxviz report" if saved.whole else "onnxviz merge"
+        progress.result([f"Scan: {out} ({then} goes on from here)"], scan=out)
+
+
+@app.command()
+def merge(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(help="What scan wrote for each shard, in any order.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to put the whole: a folder, or a file that ends in .atlas.",
+            show_default=False,
+        ),
+    ],
+    restart: Annotated[bool, typer.Option("--restart", help="Replace a scan that is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Put the shards of a scan together, and say which are missing or double."""
+    with console(debug=debug) as progress:
+        from onnxviz.analysis import merge as do
+
+        saved = do(parts, out, restart=restart)
+        count, skipped = saved.part.images, len(saved.part.skipped)
+        progress.note(f"{len(parts):,} parts: {count:,} images scanned, {skipped:,} skipped")
+        progress.result([f"Scan: {out} (onnxviz report goes on from here)"], scan=out)
+
+
+@app.command()
 def report(
-    run: RunArgument,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a report that analyze wrote, or of a saved atlas; or what scan or merge wrote."
+        ),
+    ],
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Only so many images of each channel.", show_default="all")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Draw the scan anew by this method (deconvnet, guided, gradient). Repeat it to compare."
+        ),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Draw the scan anew, also with shuffled weights.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Where the model is now, to draw a scan.", show_default="where it was")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Where the images are now, to draw a scan.", show_default="where they were"),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to run the network to draw a scan: auto, cuda or cpu.", show_default="where it ran"
+        ),
     ] = None,
     theme: Theme = "auto",
     out: Annotated[
@@ -331,32 +504,94 @@ def report(
         typer.Option("--single-file", help="Write one HTML file, to send, instead of a folder."),
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
-    """Write a report once more, or a part of it, with neither the model nor the images."""
-    with console(debug=debug):
-        from onnxviz.atlas import Atlas
+    """Write a report once more, or a part of it, with neither the model nor the images; or draw a scan's."""
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.report.single import check_file, file_beside
 
         whole = file_beside(run) if single_file else run
         target = out or whole
         if single_file:
             check_file(target)
-        atlas = Atlas.load(run)
-        if layer or channels is not None or top is not None:
-            if target.resolve() == whole.resolve():
-                raise UsageError(
-                    "A part of a report must not replace the whole: give it a place of its own with --out."
-                )
-            atlas = atlas.only(layer, channels, top)
-        if single_file:
-            page = atlas.report_file(target, theme=theme)
-            typer.echo(_file_line(page))
+        redrawn = method or control or model or images or provider
+        if redrawn or _undrawn(run):
+            if run.suffix == ".atlas" and out is None:
+                raise UsageError(f"{run} is a file: name a folder for its report with --out.")
+            folder = target.with_suffix("") if single_file else target
+            if (
+                (run / "atlas.json").exists()
+                and (layer or channels or top)
+                and folder.resolve() == run.resolve()
+            ):
+                raise UsageError(_NOT_A_PART)
+            page = _draw(
+                run,
+                folder,
+                layers=layer,
+                channels=channels,
+                top=top,
+                method=method or "deconvnet",
+                control=control,
+                model=model,
+                images=images,
+                provider=provider,
+                theme=theme,
+                progress=progress,
+            )
+            if single_file:
+                from onnxviz.atlas import Atlas
+
+                page = Atlas.load(folder).report_file(target, theme=theme)
         else:
-            page = atlas.report(target, theme=theme)
-            typer.echo(f"Report: {page}")
+            page = _render(run, target, whole, layer, channels, top, theme, single_file)
+        line = _file_line(page) if single_file else f"Report: {page}"
+        progress.result([line], **{"single_file" if single_file else "report": page})
         if open_:
             _browse(page)
+
+
+def _undrawn(run: Path) -> bool:
+    """Whether there is a scan, and no atlas with pictures."""
+    from onnxviz.runs import scan_file
+
+    return scan_file(run).is_file() and not (run / "atlas.json").exists()
+
+
+def _draw(run: Path, target: Path, **options: Any) -> Path:
+    """Draw the report of a scan."""
+    from onnxviz.analysis import draw
+
+    draw(run, target, command=_command(), **options)
+    return target / "index.html"
+
+
+def _render(
+    run: Path,
+    target: Path,
+    whole: Path,
+    layer: list[str] | None,
+    channels: str | None,
+    top: int | None,
+    theme: str,
+    single_file: bool,
+) -> Path:
+    """Write the report of an atlas, or of a part of it."""
+    from onnxviz.atlas import Atlas
+    from onnxviz.locks import locked
+
+    atlas = Atlas.load(run)
+    if layer or channels is not None or top is not None:
+        if target.resolve() == whole.resolve():
+            raise UsageError(_NOT_A_PART)
+        atlas = atlas.only(layer, channels, top)
+    if single_file:
+        return atlas.report_file(target, theme=theme)
+    with locked(target):
+        return atlas.report(target, theme=theme)
 
 
 @app.command()
@@ -413,7 +648,7 @@ def layers(
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
     with console(debug=debug):
-        from onnxviz.analysis import open_network
+        from onnxviz.setup import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
         if as_json:
@@ -532,10 +767,10 @@ def project(
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
     with console(debug=debug):
-        from onnxviz.analysis import open_network
         from onnxviz.pictures import project_image
         from onnxviz.places import slugs
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, recipe = open_network(
@@ -588,8 +823,8 @@ def export_deconv(
     boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
     """
     with console(debug=debug):
-        from onnxviz.analysis import open_network
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
@@ -640,6 +875,13 @@ def convert(
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _command() -> str:
+    """How the program was called, without the secrets of URLs."""
+    from onnxviz.images.remote import masked
+
+    return shlex.join(["onnxviz", *map(masked, sys.argv[1:])])
 
 
 def _file_line(file: Path) -> str:
@@ -775,6 +1017,15 @@ def _bytes(text: str) -> int:
             f"--memory {text!r}: less than {_LEAST_MEMORY >> 20}M; projecting needs more than that."
         )
     return size
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
+    if not match:
+        raise UsageError(f"--shard {text!r}: write the part and how many there are, such as 3/16.")
+    return int(match[1]), int(match[2])
 
 
 def _position(text: str | None) -> tuple[int, int] | None:

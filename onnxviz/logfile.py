@@ -17,6 +17,7 @@ import typer
 
 from onnxviz.console import Console, Failure, printable
 from onnxviz.errors import UsageError
+from onnxviz.images.remote import masked
 from onnxviz.summary import Phase, Recap, Summary, duration, rate
 
 __all__ = ["LogFile"]
@@ -41,7 +42,7 @@ class LogFile(Console):
         self._path, self._recap, self._next = path, recap, 0.0
         self._file = _opened(path)
         versions = [f"Python {platform.python_version()}", *_versions()]
-        self._write("INFO", f"Command: {shlex.join(['onnxviz', *sys.argv[1:]])}")
+        self._write("INFO", f"Command: {shlex.join(['onnxviz', *map(masked, sys.argv[1:])])}")
         self._write(
             "INFO", f"In {Path.cwd()}; {', '.join(versions)}; {platform.system()} {platform.machine()}"
         )

@@ -80,7 +80,7 @@ class Gallery:
         missing = [index for index in indices if self._arrays.get(index) is None]
         read: dict[int, Array] = {}
         if len(missing) > 1:
-            with ThreadPoolExecutor(cores(), "onnxviz-decode") as pool:
+            with ThreadPoolExecutor(self._source.readers or cores(), "onnxviz-decode") as pool:
                 read = dict(zip(missing, pool.map(self._read, missing), strict=True))
         for index, array in read.items():
             self._arrays.keep(index, array)

@@ -1,14 +1,13 @@
-"""Where images come from: a folder, one image, an archive, or an array file."""
+"""Where images come from: a folder, one image, archives, or an array file, here or behind a URL."""
 
 from __future__ import annotations
 
 import json
 import mmap
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, overload
@@ -18,13 +17,21 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.images import archive
-from onnxviz.images.archive import Archive, open_archive
+from onnxviz.images.archive import is_archive_name
 from onnxviz.images.decode import SUFFIXES, Picture, decode, quiet
+from onnxviz.images.files import File, Folder, LocalFile, Opened
+from onnxviz.images.fingerprint import Fingerprint, Row, fingerprint, sampled_bytes
+from onnxviz.images.folder import find_local
+from onnxviz.images.patterns import matcher
+from onnxviz.images.remote import RemoteFile, find_remote, is_url, masked
+from onnxviz.images.rows import Rows
+from onnxviz.images.shards import NotAnArchiveError, Shards
 
 if TYPE_CHECKING:
     from onnxviz.images.preprocess import Preprocess
 
 __all__ = [
+    "Fingerprint",
     "Listing",
     "Picture",
     "Sample",
@@ -73,11 +80,27 @@ class Listing(Sequence[Sample]):
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``)."""
+    """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``).
+
+    ``rows`` describes it to `fingerprint` where more is known than names and labels. ``readers`` are the threads that
+    are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for.
+    """
 
     description: str
     samples: Sequence[Sample]
     builtin: bool = False
+    rows: Callable[[], Iterable[Row]] | None = field(default=None, repr=False, compare=False)
+    readers: int | None = None
+
+    def fingerprint(self) -> Fingerprint:
+        """What tells this data set from another or a changed one; works it out anew, as things are now.
+
+        Files count by their sizes and times, not by their content, so it takes seconds for a million of them. What
+        cannot be read counts as that.
+        """
+        if self.rows is not None:
+            return fingerprint(self.rows())
+        return fingerprint(((sample.name, sample.label), None) for sample in self.samples)
 
     @cached_property
     def classes(self) -> dict[str, int]:
@@ -87,40 +110,80 @@ class Source:
 
 
 def open_source(
-    path: Path, labels: Mapping[str, str] | None = None, preprocess: Preprocess | None = None
+    place: str | Path, labels: Mapping[str, str] | None = None, preprocess: Preprocess | None = None
 ) -> Source:
     """Open a folder (with its sub-folders), an image, a zip or tar archive, or a .npy or .npz file.
 
+    A ``place`` with ``://`` is a URL as fsspec takes it (``s3://``, ``gs://``, ``https://``, chained too); braces
+    (``train-{00..99}.tar``) and globs stand for several files. Several archives, or a folder with nothing but
+    archives, are one data set.
+
     Folders and archives are sorted by name, numbers by value, the same in every locale; compressed tar files
-    keep their own order. The first folder of a name is its label, in an archive after a folder that all
+    keep their own order. The first folder of a name is its label, in archives after a folder that all
     members share. Hidden files are skipped. Arrays are ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
     ``labels`` renames labels: folder names, or the integers of an array as text. Where it is known what the images
     are for, ``preprocess`` saves time: encoded ones are then read as the network's own values.
 
     Raises:
-        UsageError: no such path, or a kind of file that holds no images.
+        UsageError: no such place, or a kind of file that holds no images.
         NoImagesError: nothing in it.
-        ImageError: the archive or array file is damaged.
+        ImageError: the archive or array file is damaged, or the place cannot be reached.
     """
     labels = labels or {}
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        return _folder(path, labels, preprocess)
-    if not path.exists():
+    if isinstance(place, str) and (chain := re.fullmatch(r"(?:zip|tar)://(.*?)::(.+)", place, re.DOTALL)):
+        return _members(masked(place), _find(chain[2]), matcher(chain[1]), labels, preprocess)
+    found = _find(place)
+    if isinstance(found, LocalFile | RemoteFile):
+        return _file(found, labels, preprocess)
+    return _folder(found, labels, preprocess)
+
+
+def _find(place: str | Path) -> LocalFile | RemoteFile | Folder:
+    if is_url(place) and not str(place).startswith(("file://", "local://")):
+        return find_remote(str(place))
+    path = Path(str(place).partition("://")[2]) if is_url(place) else Path(place)
+    found = find_local(path)
+    if found is None:
         raise UsageError(f"{path}: no such file or folder; give {ACCEPTED}")
+    return found
+
+
+def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: Preprocess | None) -> Source:
+    suffix = PurePosixPath(file.name).suffix.lower()
     if suffix in (".npy", ".npz"):
-        return _arrays(path, labels)
-    if suffix in SUFFIXES:
-        read = partial(_read_file, str(path), path.name, preprocess)
-        return Source(path.name, (Sample(_printable(path.name), None, read),))
-    members = open_archive(path)
-    if members is not None:
-        return _archive(path, members, labels, preprocess)
-    if suffix in archive.SUFFIXES:
-        raise ImageError(
-            f"{path}: not an archive that can be read; expected zip, or tar with or without compression"
+        return _arrays(file, labels)
+    if suffix in SUFFIXES or (isinstance(file, RemoteFile) and file.is_image):
+        name = _printable(file.name)
+        sample = Sample(name, None, partial(_read, file.whole, name, preprocess))
+        return Source(
+            _printable(file.title), (sample,), rows=lambda: [(("image", sampled_bytes(file)), file.version)]
         )
-    raise UsageError(f"{path}: {suffix or 'a file without an ending'} holds no images; give {ACCEPTED}")
+    try:
+        shards = Shards([file.name], lambda _: file)
+    except NotAnArchiveError:
+        if suffix in archive.SUFFIXES:
+            raise
+        kind = suffix or "a file without an ending"
+        raise UsageError(f"{file.place}: {kind} holds no images; give {ACCEPTED}") from None
+    return _archives(file.place, file.title, shards, file.readers, labels, preprocess)
+
+
+def _members(
+    title: str,
+    found: LocalFile | RemoteFile | Folder,
+    chosen: re.Pattern[str],
+    labels: Mapping[str, str],
+    preprocess: Preprocess | None,
+) -> Source:
+    """The chosen members of an archive, or of several."""
+    if isinstance(found, LocalFile | RemoteFile):
+        shards = Shards([found.name], lambda _: found, chosen)
+    else:
+        names = sorted((name for name, _ in found.walk() if is_archive_name(name)), key=natural_key)
+        if not names:
+            raise NoImagesError(f"{found.place}: no archive; expected zip or tar")
+        shards = Shards(names, found.file, chosen)
+    return _archives(title, title, shards, found.readers, labels, preprocess)
 
 
 def index_labels(names: Sequence[str]) -> dict[str, str]:
@@ -187,100 +250,92 @@ def _natural_part(part: str) -> tuple[Any, ...]:
     return tuple(pieces)
 
 
-def _folder(root: Path, labels: Mapping[str, str], preprocess: Preprocess | None) -> Source:
+def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | None) -> Source:
     names: list[str] = []
+    archives: list[str] = []
     unreadable: dict[str, str] = {}
     ignored: Counter[str] = Counter()
-    for name, problem in _walk(str(root)):
+    for name, problem in folder.walk():
+        suffix = PurePosixPath(name).suffix.lower()
         if problem is not None:
             unreadable[name] = problem
-            names.append(name)
-        elif PurePosixPath(name).suffix.lower() in SUFFIXES:
+        elif suffix in SUFFIXES:
             names.append(name)
         else:
-            ignored[PurePosixPath(name).suffix.lower()] += 1
+            ignored[suffix] += 1
+            if is_archive_name(name):
+                archives.append(name)
+
+    def archive_of(name: str) -> File:
+        if name in unreadable:
+            raise ImageError(unreadable[name])
+        return folder.file(name)
+
+    if archives and not names:
+        shards = Shards(sorted([*archives, *unreadable], key=natural_key), archive_of)
+        return _archives(folder.place, folder.title, shards, folder.readers, labels, preprocess)
+    names = sorted([*names, *unreadable], key=natural_key)
     if not names:
-        raise NoImagesError(_nothing(str(root), ignored))
-    names.sort(key=natural_key)
+        raise NoImagesError(_nothing(folder.place, ignored))
 
     def make(index: int) -> Sample:
         name = names[index]
         shown = _printable(name)
         if name in unreadable:
             return Sample(shown, None, partial(_refuse, f"{shown}: {unreadable[name]}"))
-        return Sample(shown, _label(shown, labels), partial(_read_file, f"{root}/{name}", shown, preprocess))
+        read = partial(_read, partial(folder.read, name), shown, preprocess)
+        return Sample(shown, _label(shown, labels), read)
 
-    title = _printable(root.resolve().name or str(root))
-    return Source(_describe(f"{title}/", len(names), ignored), Listing(make, range(len(names))))
+    samples = Listing(make, range(len(names)))
 
+    def rows() -> Iterator[Row]:
+        for sample, name, (size, version) in zip(
+            samples, names, folder.sizes_and_versions(names), strict=True
+        ):
+            known = name not in unreadable
+            yield (sample.name, sample.label, size if known else None), version if known else None
 
-def _walk(root: str) -> Iterator[tuple[str, str | None]]:
-    """Relative names with ``/`` of all files that are not hidden, or of folders with why they cannot be read.
-
-    Links are followed after all real folders, and each folder is entered once, so links that loop end.
-    """
-    folders, links = [""], list[str]()
-    entered: set[tuple[int, int]] = set()
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        path = Path(root, folder)
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            yield f"{folder or '.'}/", f"the folder cannot be read ({error.strerror})"
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(name)
-                elif entry.is_file() or PurePosixPath(name).suffix.lower() not in SUFFIXES:
-                    yield name, None
-                else:  # reading a pipe would wait for ever
-                    yield name, "neither a file nor a link to one"
-            except OSError as error:
-                yield name, f"cannot be read ({error.strerror})"
+    description = _describe(_printable(folder.title), len(names), ignored)
+    return Source(description, samples, rows=rows, readers=folder.readers)
 
 
-def _archive(
-    path: Path, members: Archive, labels: Mapping[str, str], preprocess: Preprocess | None
+def _archives(
+    place: str,
+    title: str,
+    shards: Shards,
+    readers: int | None,
+    labels: Mapping[str, str],
+    preprocess: Preprocess | None,
 ) -> Source:
-    entries: list[tuple[str, int]] = []
-    ignored: Counter[str] = Counter()
-    for index, stored in enumerate(members.names):
-        parts = [part for part in stored.replace("\\", "/").split("/") if part not in ("", ".")]
-        if not parts or any(part.startswith((".", "__MACOSX")) for part in parts):
-            continue
-        suffix = PurePosixPath(parts[-1]).suffix.lower()
-        if suffix in SUFFIXES:
-            entries.append(("/".join(parts), index))
-        else:
-            ignored[suffix] += 1
-    if not entries:
-        raise NoImagesError(_nothing(str(path), ignored))
-    if not members.sequential:
-        entries.sort(key=lambda entry: natural_key(entry[0]))
-    tops = {name.split("/", 1)[0] if "/" in name else None for name, _ in entries}
+    entries = shards.entries
+    tops = {name.split("/", 1)[0] if "/" in name else None for name, _, member in entries if member >= 0}
+    if not tops:
+        raise NoImagesError(_nothing(place, shards.ignored))
+    if not shards.sequential:
+        entries.sort(key=lambda entry: natural_key(shards.shown(entry)))
     shared = f"{top}/" if len(tops) == 1 and (top := next(iter(tops))) is not None else ""
 
     def make(index: int) -> Sample:
-        name, member = entries[index]
-        shown = _printable(name)
-        label = _label(_printable(name.removeprefix(shared)), labels)
-        return Sample(shown, label, partial(_read_member, members, member, shown, preprocess))
+        entry = entries[index]
+        shown = _printable(shards.shown(entry))
+        label = _label(_printable(entry[0].removeprefix(shared)), labels) if entry[2] >= 0 else None
+        return Sample(shown, label, partial(_read, partial(shards.read, entry), shown, preprocess))
 
-    return Source(_describe(path.name, len(entries), ignored), Listing(make, range(len(entries))))
+    samples = Listing(make, range(len(entries)))
+
+    def rows() -> Iterator[Row]:
+        for sample, entry in zip(samples, entries, strict=True):
+            yield (sample.name, sample.label, *shards.facts(entry)), None
+        yield from (((), version) for version in shards.versions())
+
+    readers = None if shards.sequential else readers  # more would wait for one another
+    description = _describe(_printable(title), len(entries), shards.ignored)
+    return Source(description, samples, rows=rows, readers=readers)
 
 
-def _arrays(path: Path, labels: Mapping[str, str]) -> Source:
-    array, marks, note = _load_arrays(path)
+def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
+    path = file.place
+    array, marks, note = _load_arrays(file)
     if array.ndim not in (3, 4) or array.dtype.kind not in "buif":
         raise ImageError(
             f"{path}: an array of shape {array.shape} and type {array.dtype}; "
@@ -290,23 +345,43 @@ def _arrays(path: Path, labels: Mapping[str, str]) -> Source:
         raise NoImagesError(f"{path}: the array has shape {array.shape}, so there is no image in it")
 
     def make(index: int) -> Sample:
-        name = f"{path.name}[{index}]"
+        name = f"{title}[{index}]"
         label = None if marks is None else _mark(marks[index])
         label = label if label is None else labels.get(label, label)
         return Sample(name, label, partial(_read_array, array, index, name))
 
-    count = len(array)
-    return Source(f"{path.name} ({_images(count)}{note})", Listing(make, range(count)))
+    count, title = len(array), _printable(file.name)
+    samples = Listing(make, range(count))
+
+    def rows() -> Iterator[Row]:
+        yield ("array", array.shape, array.dtype.str, sampled_bytes(file)), file.version
+        if marks is not None:
+            yield from (((sample.label,), None) for sample in samples)
+
+    description = f"{_printable(file.title)} ({_images(count)}{note})"
+    return Source(description, samples, rows=rows, readers=file.readers)
 
 
-def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+def _is_array(path: Path) -> bool:
+    """Whether a file begins as NumPy writes one array; else it should be an archive of several."""
+    with path.open("rb") as stream:
+        return stream.read(6) == b"\x93NUMPY"
+
+
+def _load_arrays(
+    file: LocalFile | RemoteFile,
+) -> tuple[NDArray[Any] | Rows, NDArray[Any] | None, str]:
     """Images, labels or None, and a remark for people."""
+    path = file.place
     try:
         with quiet():
-            loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded, None, ""
-            with loaded:
+            if isinstance(file, RemoteFile) and file.name.lower().endswith(".npy"):
+                return Rows(file), None, ""
+            if isinstance(file, LocalFile) and _is_array(Path(file.path)):
+                return np.load(file.path, mmap_mode="r", allow_pickle=False), None, ""
+            # Opened here: np.load leaves the file open when it is no archive.
+            opened: Any = Path(file.path).open("rb") if isinstance(file, LocalFile) else Opened(file)  # noqa: SIM115
+            with opened, np.load(opened, allow_pickle=False) as loaded:
                 named = next((name for name in IMAGE_ARRAYS if name in loaded.files), None)
                 names = loaded.files if named is None else [named]
                 array = next((value for name in names if (value := loaded[name]).ndim >= 3), None)
@@ -317,7 +392,7 @@ def _load_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
                     )
                 name = next((name for name in LABEL_ARRAYS if name in loaded.files), None)
                 marks = None if name is None else loaded[name]
-    except ImageError:
+    except NoImagesError:
         raise
     except (
         Exception
@@ -339,9 +414,12 @@ def _mark(value: Any) -> str:
     return str(value)
 
 
-def _read_array(array: NDArray[Any], index: int, name: str) -> Picture:
+def _read_array(array: NDArray[Any] | Rows, index: int, name: str) -> Picture:
     """A picture (H, W, C) of integers 0–255 as uint8; real numbers as float32 in the axes that they have."""
-    values = np.array(array[index])
+    try:
+        values = np.array(array[index])
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
     _let_go(array, index)
     values = values[:, :, None] if values.ndim == 2 else values
     if values.dtype.kind == "f":
@@ -365,9 +443,9 @@ def _read_array(array: NDArray[Any], index: int, name: str) -> Picture:
 _READ_AROUND = 1 << 20
 
 
-def _let_go(array: NDArray[Any], index: int) -> None:
+def _let_go(array: NDArray[Any] | Rows, index: int) -> None:
     """Give back the memory that a row of a mapped file took; else a scan would end with all of the file in it."""
-    mapped: Any = array.base
+    mapped: Any = array.base if isinstance(array, np.memmap) else None
     if isinstance(array, np.memmap) and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         # With what the system has read around it.
         start = array.offset % mmap.ALLOCATIONGRANULARITY + index * array.strides[0]
@@ -376,17 +454,9 @@ def _let_go(array: NDArray[Any], index: int) -> None:
         mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def _read_file(path: str, name: str, preprocess: Preprocess | None) -> Picture:
+def _read(read: Callable[[], bytes], name: str, preprocess: Preprocess | None) -> Picture:
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
-    return preprocess.decode(data, name) if preprocess else decode(data, name)
-
-
-def _read_member(members: Archive, index: int, name: str, preprocess: Preprocess | None) -> Picture:
-    try:
-        data = members.read(index)
+        data = read()
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     return preprocess.decode(data, name) if preprocess else decode(data, name)
