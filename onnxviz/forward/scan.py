@@ -196,7 +196,7 @@ class Scanner:
         def finish_first() -> None:
             nonlocal saved_at
             batch, future = running.popleft()
-            bad = [self._skip(index, reason) for index, reason in batch.bad]
+            bad = [self._skip(index, error) for index, error in batch.bad]
             tally.add(batch.range, future.result() if future else None, np.array(batch.images, np.int64), bad)
             if skip:
                 for _, name, reason in bad:
@@ -236,9 +236,10 @@ class Scanner:
             raise
         return known()
 
-    def _skip(self, index: int, reason: str) -> Skip:
+    def _skip(self, index: int, error: ImageError) -> Skip:
         name = self._source.samples[index].name
-        return index, name, reason.removeprefix(f"{name}: ")
+        reason = ImageError(error.args[0].removeprefix(f"{name}: "))  # before anything in the name is escaped
+        return index, name, str(reason)
 
 
 @dataclass(frozen=True)
@@ -316,12 +317,12 @@ def prepared(
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some images and their arrays, and (index, reason) of what was skipped on the way."""
+    """Some images and their arrays, and those that could not be read on the way, with why."""
 
     range: Range
     images: list[int]
     arrays: list[Array]
-    bad: list[tuple[int, str]]
+    bad: list[tuple[int, ImageError]]
 
 
 def _batch(items: Iterator[tuple[int, Array | ImageError]], piece: Range) -> _Batch:
@@ -329,7 +330,7 @@ def _batch(items: Iterator[tuple[int, Array | ImageError]], piece: Range) -> _Ba
     batch = _Batch(piece, [], [], [])
     for index, item in islice(items, piece[1] - piece[0]):
         if isinstance(item, ImageError):
-            batch.bad.append((index, str(item)))
+            batch.bad.append((index, item))
         else:
             batch.images.append(index)
             batch.arrays.append(item)

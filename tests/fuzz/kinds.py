@@ -12,7 +12,6 @@ from random import Random
 
 import numpy as np
 
-from onnxviz.analysis import open_network
 from onnxviz.atlas import Atlas
 from onnxviz.check import check
 from onnxviz.converters.builder import write as write_network
@@ -24,6 +23,7 @@ from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import open_source, read_labels
 from onnxviz.reverse.methods import make_method
+from onnxviz.setup import open_network
 from tests.fuzz import messages, mutators, seeds
 from tests.fuzz.seeds import Case
 
