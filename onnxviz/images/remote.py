@@ -27,8 +27,11 @@ T = TypeVar("T")
 READERS = 32
 """Threads that read: most of their time they wait for an answer."""
 
-PAUSES = (0.25, 0.5, 1.0, 2.0)
+PAUSES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds to wait before each further try."""
+
+FIRST_PAUSES = PAUSES[:3]
+"""The same of a place that never answered yet: its name may be wrong."""
 
 CONNECT_SECONDS, SILENT_SECONDS = 30, 60
 """How long an HTTP server may take to accept a connection, and to send anything more."""
@@ -75,6 +78,7 @@ class Store:
 
     def __init__(self, system: Any, protocol: str) -> None:
         self.system = system
+        self.pauses = FIRST_PAUSES
         self.web = protocol in _WEB
         # Those that are not asynchronous have one connection, or files that are shared.
         self._lock = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
@@ -86,7 +90,7 @@ class Store:
             NotThereError: it fails for good.
             ImageError: it failed as often as was tried. The message does not name the place.
         """
-        for pause in (*PAUSES, None):
+        for pause in (*self.pauses, None):
             try:
                 with self._lock:
                     return action()
@@ -97,7 +101,7 @@ class Store:
                 if not _passing(error):
                     raise NotThereError(_reason(error)) from raised
                 if pause is None:
-                    raise ImageError(f"{_reason(error)}, tried {len(PAUSES) + 1} times") from raised
+                    raise ImageError(f"{_reason(error)}, tried {len(self.pauses) + 1} times") from raised
             # At odd times, so that threads that were refused together do not come back together.
             time.sleep(pause * random.uniform(0.75, 1.25))
         raise AssertionError("the last try returns or raises")
@@ -131,6 +135,9 @@ class Store:
     def whole(self, path: str, size: int | None) -> bytes:
         """All bytes of a file."""
 
+        if size is not None and not self.web:
+            return self.part(path, 0, size, size)  # without a size, s3fs would ask for it first
+
         def action() -> bytes:
             return _complete(self.system.cat_file(path), size)
 
@@ -150,10 +157,13 @@ def _own(error: Exception) -> BaseException:
 
 
 def _status(error: BaseException) -> int | None:
+    """The HTTP status that aiohttp, gcsfs, or botocore's response tells."""
     for name in ("status", "code"):
         if isinstance(found := getattr(error, name, None), int) and 100 <= found < 600:
             return found
-    return None
+    response = getattr(error, "response", None)
+    found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _passing(error: BaseException) -> bool:
@@ -166,7 +176,7 @@ def _passing(error: BaseException) -> bool:
 def _reason(error: BaseException) -> str:
     status = _status(error)
     if status == 404 or isinstance(error, FileNotFoundError):
-        return "no such file or folder"
+        return "no such bucket" if "bucket does not exist" in str(error) else "no such file or folder"
     if isinstance(error, PermissionError) or status in (401, 403):
         return "access denied; log in, or check the name"
     if status is not None:
@@ -184,7 +194,7 @@ class RemoteFile:
     readers = READERS
 
     def __init__(self, store: Store, path: str, place: str, info: Mapping[str, Any]) -> None:
-        self._store, self._path = store, path
+        self.store, self._path = store, path
         self._size, self.version = _size(info), _version(info)
         self.place = self.title = place
         self.name = _last(path, store.web)
@@ -212,11 +222,11 @@ class RemoteFile:
         """
         if self._stream is None:
             try:
-                return _told(lambda: self._store.part(self._path, start, length, self.size))
+                return _told(lambda: self.store.part(self._path, start, length, self.size))
             except NoPartsError:
-                self._stream = self._stream or self._store.stream(self._path)
+                self._stream = self._stream or self.store.stream(self._path)
         stream = self._stream
-        return _told(lambda: self._store.ask(lambda: stream.read(start, length)))
+        return _told(lambda: self.store.ask(lambda: stream.read(start, length)))
 
     @property
     def sequential(self) -> bool:
@@ -234,7 +244,7 @@ class RemoteFile:
         Raises:
             ImageError: they cannot be read. The message does not name the file.
         """
-        return _told(lambda: self._store.whole(self._path, self._size))
+        return _told(lambda: self.store.whole(self._path, self._size))
 
 
 class RemoteFolder:
@@ -245,7 +255,7 @@ class RemoteFolder:
     def __init__(
         self, store: Store, root: str, place: str, found: Iterable[tuple[str, Mapping[str, Any]]]
     ) -> None:
-        self._store, self._root = store, root.rstrip("/")
+        self.store, self._root = store, root.rstrip("/")
         self.place = self.title = place
         # Of a million files: sizes, versions as short digests, and paths only where they are not root and name.
         self._entries: dict[str, tuple[int | None, int | None, str | None]] = {}
@@ -271,7 +281,7 @@ class RemoteFolder:
             ImageError: it cannot be read. The message does not name it.
         """
         size, _, path = self._entries[name]
-        return _told(lambda: self._store.whole(path or f"{self._root}/{name}", size))
+        return _told(lambda: self.store.whole(path or f"{self._root}/{name}", size))
 
     def file(self, name: str) -> RemoteFile:
         """A file, to be read in parts.
@@ -283,8 +293,8 @@ class RemoteFolder:
         path = path or f"{self._root}/{name}"
         info: dict[str, Any] = {"size": size}
         if size is None:  # listings of web servers have no sizes
-            info = _told(lambda: self._store.ask(lambda: self._store.system.info(path)))
-        file = RemoteFile(self._store, path, f"{self.place}: {name}", info)
+            info = _told(lambda: self.store.ask(lambda: self.store.system.info(path)))
+        file = RemoteFile(self.store, path, f"{self.place}: {name}", info)
         file.version = file.version if version is None else version
         return file
 
@@ -312,11 +322,14 @@ def find_remote(url: str) -> RemoteFolder | RemoteFile:
     """
     shown = masked(url)
     try:
-        return _find(url, shown)
+        found = _find(url, shown)
     except NotThereError as error:
         raise UsageError(f"{shown}: {error}") from error
     except ImageError as error:
         raise ImageError(f"{shown}: cannot be reached ({error})") from error
+    found.store.system.invalidate_cache()  # else it would keep the whole listing in memory
+    found.store.pauses = PAUSES
+    return found
 
 
 def _find(url: str, shown: str) -> RemoteFolder | RemoteFile:
@@ -326,6 +339,7 @@ def _find(url: str, shown: str) -> RemoteFolder | RemoteFile:
     except ValueError as error:
         raise NotThereError(str(error)) from error
     store, path = _opened(urls[0], shown)
+    store.system.invalidate_cache()  # what it listed before may have changed
     if len(urls) == 1 and not is_glob(path, queries=web):
         return _one(store, path, shown)
     found: dict[str, Any] = {}
@@ -402,9 +416,7 @@ def _is_folder(store: Store, path: str, info: Mapping[str, Any]) -> bool:
 
 def _listed(store: Store, path: str, shown: str) -> RemoteFolder:
     """A folder with all below it."""
-    made = RemoteFolder(store, path, shown, _below(store, path).items())
-    store.system.invalidate_cache()  # else it would keep the whole listing in memory
-    return made
+    return RemoteFolder(store, path, shown, _below(store, path).items())
 
 
 def _below(store: Store, path: str, pattern: str | None = None) -> dict[str, Any]:

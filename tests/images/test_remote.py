@@ -33,6 +33,7 @@ SPLIT = 2
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long pauses, and no proxy between here and here."""
     monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(remote, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -498,6 +499,54 @@ def test_secrets_are_sent_and_never_shown(served: Served, place: str) -> None:
     assert not [text for text in shown if "s3cr3t" in text]
 
 
+class ClientError(Exception):
+    """As botocore raises it."""
+
+    response = {"ResponseMetadata": {"HTTPStatusCode": 404}}  # noqa: RUF012
+
+
+class HttpError(Exception):
+    """As gcsfs raises it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("words")
+        self.code = code
+
+
+RAISED = {
+    "bucket": (ClientError("The specified bucket does not exist"), 1, UsageError, "no such bucket"),
+    "busy": (HttpError(429), 3, ImageError, "429 Too Many Requests, tried 3 times"),
+    "bad": (HttpError(400), 1, UsageError, "400 Bad Request"),
+    "odd status": (HttpError(599), 3, ImageError, "status 599, tried 3 times"),
+    "denied": (PermissionError("Forbidden"), 1, UsageError, "access denied"),
+    "lost": (ConnectionResetError(104, "reset by peer"), 3, ImageError, "reset by peer, tried 3 times"),
+    "late": (TimeoutError(), 3, ImageError, "TimeoutError, tried 3 times"),
+    "mistake": (TypeError("of ours"), 1, UsageError, "of ours"),
+}
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    error, tries, expected, message = RAISED[kind]
+    calls: list[str] = []
+    waits: list[float] = []
+
+    def info(self: object, path: str, **_: object) -> None:
+        calls.append(path)
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
+    monkeypatch.setattr(remote, "FIRST_PAUSES", (2.0, 8.0))
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    with pytest.raises(expected, match=message) as raised:
+        open_source(f"{memory}/pets.zip")
+    monkeypatch.undo()
+    assert type(raised.value) is expected
+    assert len(calls) == tries
+    assert len(waits) == tries - 1
+    assert all(0.7 * wanted < wait < 1.3 * wanted for wait, wanted in zip(waits, (2.0, 8.0), strict=False))
+
+
 def test_names_are_decoded_and_links_elsewhere_ignored(served: Served) -> None:
     served.files["odd/a b/ü#1.png"] = png(5)
     served.files["odd/100%.png"] = png(6)
@@ -523,7 +572,7 @@ def test_readers_share_no_connection_of_a_system_that_has_but_one(memory: str) -
     """MemoryFileSystem hands the same open file to all."""
     folder = find_remote(f"{memory}/pets")
     assert isinstance(folder, remote.RemoteFolder)
-    lock = folder._store._lock
+    lock = folder.store._lock
     assert isinstance(lock, type(threading.Lock()))
 
 
