@@ -203,7 +203,12 @@ class Drawing:
         style, network = self.style, self.setup.network
         facts = {
             "job": self.setup.job.facts(),
-            "style": (*map(repr, style.methods), style.control, style.seed, style.montage),
+            "style": (
+                [(m.name, m.policies) for m in style.methods],
+                style.control,
+                style.seed,
+                style.montage,
+            ),
             "channels": self.pictured,
             "engine": (network.provider, network.engine, network.memory),
             "versions": versions(),
