@@ -94,9 +94,8 @@ class Job:
             yield "image files have changed since"
         if self.images != now.images and self.of == now.of:
             yield f"{self.images:,} images were to be scanned (now {now.images:,})"
-        names = [", ".join(map(str, job.layers)) for job in (self, now)]
-        if names[0] != names[1]:
-            yield f"the layers were {names[0]} (now {names[1]})"
+        if [x.tensor for x in self.layers] != [x.tensor for x in now.layers]:
+            yield f"the layers were {_named(self.layers)} (now {_named(now.layers)})"
         elif self.layers != now.layers:
             yield "the layers' sizes were others"
         recipes = [replace(job.preprocess, origin="") for job in (self, now)]
@@ -132,6 +131,12 @@ _PLAIN = {
     "top": "--top",
     "rank": "--rank",
 }
+
+
+def _named(layers: Sequence[Layer]) -> str:
+    if len(layers) <= 4:
+        return ", ".join(map(str, layers))
+    return f"{len(layers)} layers from {layers[0]} to {layers[-1]}"
 
 
 def _shown(value: Any) -> str:
