@@ -15,7 +15,7 @@ from onnxviz.drawing import Drawing, Style
 from onnxviz.errors import AtlasError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.images.source import Source
-from onnxviz.locks import locked
+from onnxviz.locks import lock_file, locked
 from onnxviz.model.layers import find_layers
 from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
@@ -256,8 +256,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False
                 f"{out} holds a scan already. Choose another place, or replace it with --restart."
             )
         whole = merge_parts([Path(part) for part in parts])
-        run.remove()
-        whole.write(run.file)
+        run.put(whole)
         return whole
 
 
@@ -320,6 +319,6 @@ def draw(
 
 
 def _places(*folders: str | Path | None) -> list[Path]:
-    """Different places, each once."""
-    there = {Path(one).resolve(): Path(one) for one in folders if one is not None}
+    """Places that have different locks, each once."""
+    there = {lock_file(Path(one)).resolve(): Path(one) for one in folders if one is not None}
     return list(there.values())

@@ -13,6 +13,7 @@
     ├── WeightsError             a weight file for a converter is not what it should be
     ├── ProviderError            the execution provider asked for is not there
     ├── AtlasError               a saved atlas or scan cannot be read, written or put together
+    │   └── DamagedError         its content is not what was written
     └── LockedError              another process works in the same place
 
 A message names the place, what was found and what was expected, and what to do next, in a line or two.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 __all__ = [
     "AtlasError",
+    "DamagedError",
     "ImageError",
     "LayerNotFoundError",
     "LockedError",
@@ -95,6 +97,10 @@ class ProviderError(OnnxvizError):
 
 class AtlasError(OnnxvizError):
     """A saved atlas or scan that cannot be read, written or put together with others."""
+
+
+class DamagedError(AtlasError):
+    """A saved scan whose content is not what was written."""
 
 
 class LockedError(OnnxvizError):

@@ -10,14 +10,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxviz.forward.scan import MOST_HITS, RANKS
 from onnxviz.images.fingerprint import Fingerprint
-from onnxviz.images.preprocess import Preprocess
+from onnxviz.images.preprocess import RESIZE, Preprocess
 from onnxviz.images.source import Source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.typed import typed
 
-__all__ = ["Job"]
+__all__ = ["Job", "fed"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -65,7 +66,7 @@ class Job:
             digest=network.file.digest,
             image=network.image.name,
             size=network.size,
-            feeds=tuple((name, _digest(value)) for name, value in sorted((feeds or {}).items())),
+            feeds=fed(feeds or {}),
             provider=network.provider,
             layers=tuple(layers),
             preprocess=preprocess,
@@ -118,10 +119,31 @@ class Job:
         """The job that `facts` describes.
 
         Raises:
-            ValueError: something in it is missing, or of another type.
+            ValueError: something in it is missing, of another type, or beyond reason.
         """
         found: Job = typed(cls, facts, "job")
+        if not found._possible():
+            raise ValueError("no scan is of such a job")
         return found
+
+    def _possible(self) -> bool:
+        recipe = self.preprocess
+        return (
+            0 <= self.images <= self.of
+            and 1 <= self.top <= MOST_HITS
+            and self.rank in RANKS
+            and all(1 <= side < 1 << 31 for side in (*self.size, recipe.height, recipe.width))
+            and recipe.resize in RESIZE
+            and 1 <= len(recipe.mean) == len(recipe.std) == recipe.channels
+            and len(self.layers) > 0
+            and all(1 <= number < 1 << 31 for x in self.layers for number in (x.channels, *x.size))
+            and sum(x.channels for x in self.layers) < 1 << 31
+        )
+
+
+def fed(values: Mapping[str, Array]) -> tuple[tuple[str, str], ...]:
+    """Names of inputs, and digests of the values that they are given."""
+    return tuple((name, _digest(value)) for name, value in sorted(values.items()))
 
 
 _PLAIN = {
@@ -144,5 +166,5 @@ def _shown(value: Any) -> str:
 
 
 def _digest(value: Array) -> str:
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value, order="C")
     return hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).hexdigest()

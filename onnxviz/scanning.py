@@ -105,7 +105,8 @@ def run_scan(
                 run.remove()  # nothing is worth going on from
             raise
     if run and saved:
-        return (run.save(part) if todo or not run.file.exists() else saved).told
+        # What was scanned is saved already: a signal after the last image must not cost what came since the last time.
+        return (run.saved if todo else run.save(part) if not run.file.exists() else saved).told
     return part
 
 

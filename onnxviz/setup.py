@@ -155,6 +155,8 @@ def open_saved(
     """
     job, origin = saved.job, saved.origin
     file = ModelFile(model or origin.model, origin.feeds)
+    if file.digest != job.digest:
+        raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
     network = Network(
         file,
         provider=choose_provider(provider or job.provider),
@@ -163,8 +165,6 @@ def open_saved(
         engine=engine,
         memory=memory,
     )
-    if file.digest != job.digest:
-        raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
     if images is None and "***" in (origin.images or ""):
         raise UsageError(
             f"The images were at {origin.images}, whose secrets are not kept with a scan. Name the URL with --images."

@@ -179,8 +179,8 @@ class Scanner:
 
         Args:
             advanced: called with the number of images that are done more.
-            save: called with what is known, about ``every`` so many seconds, and when the scan is broken off; an
-                `AtlasError` that it raises ends the scan.
+            save: called with what is known, about ``every`` so many seconds, and at the end, also when the scan is
+                broken off; an `AtlasError` that it raises ends the scan.
             skip: called with the name of each image that cannot be read, and why.
 
         Raises:
@@ -229,6 +229,8 @@ class Scanner:
                 while running:
                     finish_first()
                     check()
+                if save:
+                    save(known())
         except BaseException as error:
             # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
             if save and tally.whole and not isinstance(error, AtlasError):
