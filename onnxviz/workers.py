@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Pieces", "opened_scanner", "scan_in_processes", "serve"]
 
 _PIECE_SECONDS = 4.0
-_GIVE_SECONDS = 20.0
+_GIVE_SECONDS = 10.0
 """About how often a process gives what it found."""
 _MOST_LOST = 3
 """How often each process may end, one after the other, without anything found in between."""
@@ -339,15 +339,13 @@ class _Pool:
             return
         self._pieces.put_back(one.owed)
         self._lost += 1
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = f"signal {-code}{_LACK if code == -9 else ''}" if code < 0 else f"exit code {code}"
         if self._lost > _MOST_LOST * len(self._workers):
             raise OnnxvizError(
-                f"The worker processes end again and again ({how}{_LACK if code == -9 else ''}). "
-                "Use fewer --workers or a smaller --batch-size."
+                f"The worker processes end again and again ({how}). Use fewer --workers or a smaller --batch-size."
             )
-        again = ranges.count(one.owed)
-        what = f"; {again:,} images are scanned again" if again else ""
-        self._progress.note(f"A worker process ended ({how}{_LACK if code == -9 else ''}){what}.")
+        again = f" {one.advanced:,} images are scanned again." if one.advanced else ""
+        self._progress.note(f"A worker process ended ({how}); another takes its place.{again}")
 
     def _show(self) -> None:
         """Tell how many images are done, those included that are not given yet."""
@@ -357,7 +355,7 @@ class _Pool:
             self._shown = now
 
 
-_LACK = ", as when memory lacks"
+_LACK = ", often a lack of memory"
 _BEGIN = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "task = pickle.load(sys.stdin.buffer); from onnxviz.workers import serve; serve(*task)"
@@ -441,22 +439,30 @@ def serve(kit: bytes, batch: int, seconds: float, share: tuple[int, ...], pinned
             out.flush()
 
     def warned(
-        text: Warning | str, category: type[Warning], file: str, line: int, to: Any = None, code: Any = None
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
     ) -> None:
-        say(_Warned(str(text), category, file, line))
+        say(_Warned(str(message), category, filename, lineno))
 
     warnings.showwarning = warned
 
+    code = 1
     try:
         _work(opened_scanner(kit, batch, len(share)), kit, seconds, say, told, stopped)
+        code = 0
     except BrokenPipeError:
-        os._exit(1)
+        pass
     except OnnxvizError as error:
         say(_Failed(error))
     except Exception as error:
         failure = OnnxvizError(f"A worker process failed: {type(error).__name__}: {error}")
         failure.add_note(traceback.format_exc())  # --debug and the log file show it
         say(_Failed(failure))
+    os._exit(code)  # Python's own way out would wait for the thread that listens
 
 
 def _obey(told: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
