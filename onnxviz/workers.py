@@ -1,22 +1,29 @@
-"""A scan by several processes on this machine, each with a GPU or a share of the cores."""
+"""A scan by several processes on this machine, each with a GPU or a share of the cores.
+
+What the processes and the one that started them tell each other goes through their standard input and output as
+pickles. A process asks for a piece whenever it begins to decode its last one, so that it never waits for the next;
+it gives what it found now and then, when there is nothing left, and when it is told to stop.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import pickle
+import queue
+import subprocess
 import sys
 import threading
+import traceback
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from multiprocessing.spawn import get_executable
 from time import monotonic
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
-from onnxviz.errors import OnnxvizError
+from onnxviz.errors import AtlasError, OnnxvizError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
@@ -25,13 +32,20 @@ from onnxviz.progress import Progress
 from onnxviz.runtime import cores, gpus
 from onnxviz.saved import SavedScan
 
-__all__ = ["Pieces", "opened_scanner", "scan_in_processes"]
+if TYPE_CHECKING:
+    from onnxviz.forward.scan import Scanner
 
-_PIECE_SECONDS = 20.0
+__all__ = ["Pieces", "opened_scanner", "scan_in_processes", "serve"]
+
+_PIECE_SECONDS = 4.0
+_GIVE_SECONDS = 10.0
+"""About how often a process gives what it found."""
 _MOST_LOST = 3
-"""How often all processes may end, one after the other, without a piece done in between."""
+"""How often each process may end, one after the other, without anything found in between."""
 _LOOK = 0.2
-"""Seconds between two looks at how far the processes are."""
+"""Seconds between two looks at Ctrl-C."""
+_PATIENCE = 10.0
+"""Seconds that processes get to give what they found when the scan is broken off."""
 
 Save = Callable[[Part], object]
 
@@ -61,15 +75,15 @@ class Pieces:
         return start, min(stop, last)
 
     def put_back(self, some: Sequence[Range]) -> None:
-        """Hand these out again."""
+        """Hand these out again, before others."""
         self._todo.extendleft(reversed(some))
 
     def measured(self, images: int, seconds: float) -> None:
-        """Note how long a worker took for a piece."""
+        """Note how long a worker took for some images."""
         self._rate = images / max(seconds, 1e-3)
 
 
-def opened_scanner(kit: bytes, batch: int, share: int, model: str | None = None) -> Any:
+def opened_scanner(kit: bytes, batch: int, share: int, model: str | None = None) -> Scanner:
     """A scanner for a job that came as a saved scan's bytes; makes sure that model and images are those of the job.
 
     Args:
@@ -117,51 +131,107 @@ def scan_in_processes(
         with held_interrupts() as check:
             return pool.scan(check)
     except BaseException as error:
-        pool.stop()
         pool.keep(error)
         raise
     finally:
-        pool.stop()
+        pool.end()
+
+
+# What processes say: a number of images that are done more, or one of these.
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """For the next piece."""
+
+
+@dataclass(frozen=True)
+class _Give:
+    """What is found since it was last given; ``all``: nothing else is at work."""
+
+    part: Part
+    all: bool
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: OnnxvizError
+
+
+@dataclass(frozen=True)
+class _Warned:
+    text: str
+    category: type[Warning]
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Nothing more will be heard of it."""
+
+
+# What they are told: a piece, or one of these.
+
+
+@dataclass(frozen=True)
+class _NothingLeft:
+    """For now; give what you have."""
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Give what you have, whatever you are at."""
 
 
 @dataclass
 class _Worker:
-    """A process, and the piece that it is at."""
+    """A process, the images that it was told to scan and has not given, and how many of them are done.
 
-    process: SpawnProcess
-    connection: Connection
-    counter: Any
-    piece: Range | None = None
+    ``asks``: it waits for a piece. ``scanned`` images it has done ``since`` then.
+    """
+
+    process: subprocess.Popen[bytes]
+    reader: threading.Thread
+    owed: tuple[Range, ...] = ()
+    advanced: int = 0
+    asks: bool = False
+    scanned: int = 0
     since: float = 0.0
-    ready: bool = field(default=False)
+
+    def tell(self, message: Any) -> None:
+        stream = self.process.stdin
+        assert stream
+        with suppress(OSError):  # it has just ended: `_Ended` is on its way
+            pickle.dump(message, stream)
+            stream.flush()
 
 
 class _Pool:
     def __init__(
         self, saved: SavedScan, workers: int, batch: int, progress: Progress, save: Save | None, every: float
     ) -> None:
-        self._kit = _kit(saved)
-        self._batch, self._progress, self._save, self._every = batch, progress, save, every
+        self._progress, self._save, self._every = progress, save, every
+        seconds = min(_GIVE_SECONDS, max(every / 2, 1.0))
+        self._task = (_kit(saved), batch, seconds)
         self._part = saved.part
-        self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, max(every / 2, 1.0)))
+        self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, seconds))
         self._shares = _shares(workers)
-        self._cuda = (gpus() or 0) if saved.job.provider == "cuda" else 0
+        self._gpus = _gpu_names() if saved.job.provider == "cuda" else []
         self._lost = 0
         self._shown = ranges.count(saved.part.done)
         self._saved_at = monotonic()
         self._workers: list[_Worker | None] = [None] * workers
+        self._heard: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def scan(self, check: Callable[[], None]) -> Part:
-        while self._pieces or any(one and one.piece for one in self._workers):
+        while self._pieces or any(one and one.owed for one in self._workers):
             for index, one in enumerate(self._workers):
                 if one is None and self._pieces:
                     self._workers[index] = self._start(index)
-                elif one and one.ready and one.piece is None and self._pieces:
+                elif one and one.asks and self._pieces:
                     self._hand_out(one)
-            there = [one for one in self._workers if one]
-            wait([w for one in there for w in (one.connection, one.process.sentinel)], _LOOK)
-            for one in there:
-                self._listen(one)
+            self._listen(_LOOK)
             self._show()
             if self._save and monotonic() - self._saved_at >= self._every:
                 self._save(self._part)
@@ -172,87 +242,157 @@ class _Pool:
         return self._part
 
     def keep(self, error: BaseException) -> None:
-        """Save what is known when the scan is broken off, unless saving is what failed."""
-        from onnxviz.errors import AtlasError
+        """Collect and save what is known when the scan is broken off, unless saving is what failed."""
+        if not self._save or isinstance(error, AtlasError):
+            return
+        for one in self._there():
+            if one.owed:
+                one.tell(_Stop())
+        until = monotonic() + _PATIENCE
+        while any(one.owed and one.advanced for one in self._there()) and monotonic() < until:
+            with suppress(OnnxvizError):  # the first one is what is told
+                self._listen(_LOOK, stopping=True)
+        self._save(self._part)
 
-        if self._save and not isinstance(error, AtlasError):
-            self._save(self._part)
-
-    def stop(self) -> None:
+    def end(self) -> None:
         """End all processes, whatever they are at."""
-        for one in self._workers:
-            if one:
-                one.process.kill()
-        for one in self._workers:
-            if one:
-                one.process.join()
-                one.connection.close()
+        for one in self._there():
+            one.process.kill()
+        for one in self._there():
+            _buried(one)
         self._workers = [None] * len(self._workers)
 
+    def _there(self) -> list[_Worker]:
+        return [one for one in self._workers if one]
+
     def _start(self, index: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        counter = context.Value("q", 0)
-        device = index % self._cuda if self._cuda else None
-        process = context.Process(
-            target=_serve,
-            args=(theirs, counter, self._kit, self._batch, self._shares[index], device),
-            name=f"onnxviz-worker-{index}",
-            daemon=True,
+        environment = dict(os.environ)
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
+        share = self._shares[index]
+        process = subprocess.Popen(
+            [get_executable(), "-P", "-c", _BEGIN],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            **_APART,
         )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, counter)
+        assert process.stdout
+        reader = threading.Thread(
+            target=_read, args=(process.stdout, index, self._heard), name="onnxviz-reader", daemon=True
+        )
+        one = _Worker(process, reader)
+        one.tell(sys.path)
+        one.tell((*self._task, share, not self._gpus))
+        reader.start()
+        return one
 
     def _hand_out(self, one: _Worker) -> None:
-        one.piece, one.since = self._pieces.take(len(self._workers)), monotonic()
-        with suppress(OSError):  # it has just ended: `_listen` sees to that
-            one.connection.send(one.piece)
+        piece = self._pieces.take(len(self._workers))
+        if not one.owed:
+            one.scanned, one.since = 0, monotonic()
+        one.owed = ranges.joined((*one.owed, piece))
+        one.asks = False
+        one.tell(piece)
 
-    def _listen(self, one: _Worker) -> None:
-        try:
-            while one.connection.poll():
-                self._heard(one, one.connection.recv())
-        except (EOFError, OSError):
-            self._gone(one)
+    def _listen(self, timeout: float, *, stopping: bool = False) -> None:
+        """See to all that was said, once there is something."""
+        with suppress(queue.Empty):
+            index, message = self._heard.get(timeout=timeout)
+            while True:
+                one = self._workers[index]
+                assert one
+                if isinstance(message, _Ended):
+                    self._gone(index, one, stopping)
+                else:
+                    self._take(one, message, stopping)
+                index, message = self._heard.get_nowait()
 
-    def _heard(self, one: _Worker, answer: Any) -> None:
-        if isinstance(answer, BaseException):
-            raise answer
-        if answer is None:
-            one.ready = True
+    def _take(self, one: _Worker, message: Any, stopping: bool) -> None:
+        match message:
+            case int():
+                one.advanced += message
+                one.scanned += message
+                self._pieces.measured(one.scanned, monotonic() - one.since)
+            case _Ask() if stopping:
+                pass
+            case _Ask() if self._pieces:
+                self._hand_out(one)
+            case _Ask() if one.owed:
+                one.tell(_NothingLeft())
+            case _Ask():
+                one.asks = True
+            case _Give(part=part):
+                self._part = self._part.merge(part)
+                for _, name, reason in part.skipped:
+                    self._progress.skipped(name, reason)
+                one.owed = () if message.all else _without(one.owed, part.done)
+                one.advanced -= ranges.count(part.done)
+                self._lost = 0
+            case _Warned():
+                warnings.warn_explicit(message.text, message.category, message.file, message.line)
+            case _Failed(error=error):
+                raise error
+
+    def _gone(self, index: int, one: _Worker, stopping: bool) -> None:
+        """A process has ended: others do what it has not given."""
+        self._workers[index] = None
+        code = _buried(one)
+        if stopping:
             return
-        assert one.piece is not None
-        self._pieces.measured(one.piece[1] - one.piece[0], monotonic() - one.since)
-        self._part = self._part.merge(answer)
-        for _, name, reason in answer.skipped:
-            self._progress.skipped(name, reason)
-        one.piece, self._lost = None, 0
-        one.counter.value = 0
-
-    def _gone(self, one: _Worker) -> None:
-        """A process has ended: another one does its piece again."""
-        one.process.join()
-        one.connection.close()
-        if one.piece:
-            self._pieces.put_back([one.piece])
-        self._workers[self._workers.index(one)] = None
+        self._pieces.put_back(one.owed)
         self._lost += 1
-        code = one.process.exitcode or 0
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = f"signal {-code}{_LACK if code == -9 else ''}" if code < 0 else f"exit code {code}"
         if self._lost > _MOST_LOST * len(self._workers):
             raise OnnxvizError(
-                f"The worker processes end again and again ({how}; signal 9 is often a lack of memory). "
-                "Use fewer --workers or a smaller --batch-size."
+                f"The worker processes end again and again ({how}). Use fewer --workers or a smaller --batch-size."
             )
-        self._progress.note(f"A worker process ended ({how}); another one does its images again.")
+        again = f" {one.advanced:,} images are scanned again." if one.advanced else ""
+        self._progress.note(f"A worker process ended ({how}); another takes its place.{again}")
 
     def _show(self) -> None:
-        """Tell how many images are done, those of unfinished pieces included."""
-        now = ranges.count(self._part.done) + sum(one.counter.value for one in self._workers if one)
+        """Tell how many images are done, those included that are not given yet."""
+        now = ranges.count(self._part.done) + sum(one.advanced for one in self._there())
         if now > self._shown:
             self._progress.advance(now - self._shown)
             self._shown = now
+
+
+_LACK = ", often a lack of memory"
+_BEGIN = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "task = pickle.load(sys.stdin.buffer); from onnxviz.workers import serve; serve(*task)"
+)
+"""What a process runs; unlike multiprocessing's, it does not import the program that started it."""
+
+# Ctrl-C reaches all processes of a terminal's group: these must not end of it.
+_APART: Mapping[str, Any] = (
+    {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    if sys.platform == "win32"
+    else {"process_group": 0}
+)
+
+
+def _read(stream: IO[bytes], index: int, heard: queue.SimpleQueue[tuple[int, Any]]) -> None:
+    """Pass on what a process says, until it ends."""
+    with suppress(Exception):  # whatever comes of half a pickle
+        while True:
+            heard.put((index, pickle.load(stream)))
+    heard.put((index, _Ended()))
+
+
+def _buried(one: _Worker) -> int:
+    """See a process off whose end is near; its exit code, or the negative number of a signal."""
+    with suppress(OSError):
+        one.process.stdin.close()  # type: ignore[union-attr]
+    code = one.process.wait()
+    one.reader.join()
+    one.process.stdout.close()  # type: ignore[union-attr]
+    return code
+
+
+def _without(some: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
+    return ranges.joined(left for one in some for left in ranges.missing(others, one))
 
 
 def _kit(saved: SavedScan) -> bytes:
@@ -265,44 +405,113 @@ def _kit(saved: SavedScan) -> bytes:
 
 def _shares(workers: int) -> list[tuple[int, ...]]:
     """The cores of each worker; with more workers than cores some are shared."""
-    if sys.platform == "linux":
-        there = sorted(os.sched_getaffinity(0))
-    else:
-        there = list(range(cores()))
+    there = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(cores()))
     return [tuple(there[i] for i in range(w % len(there), len(there), workers)) for w in range(workers)]
 
 
-def _serve(
-    connection: Connection, counter: Any, kit: bytes, batch: int, share: tuple[int, ...], device: int | None
-) -> None:
-    """What a worker process does: scan piece after piece, until nobody asks for more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks gets it, too, and ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(device)
-    elif sys.platform == "linux":
+def _gpu_names() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = gpus() or 0
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if named else [str(number) for number in range(count)]
+
+
+def serve(kit: bytes, batch: int, seconds: float, share: tuple[int, ...], pinned: bool) -> None:
+    """What a worker process does: scan piece after piece, until it is ended.
+
+    Args:
+        kit: the job.
+        seconds: give what is found about so often.
+        share: its cores.
+        pinned: whether it may use no others.
+    """
+    if pinned and sys.platform == "linux":
         os.sched_setaffinity(0, share)
+    # What libraries print must not get in between.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    stopped = threading.Event()
+    threading.Thread(target=_obey, args=(told, stopped), daemon=True).start()
 
-    def advanced(count: int) -> None:
-        counter.value += count
+    saying = threading.Lock()
 
+    def say(message: Any) -> None:
+        with saying:
+            pickle.dump(message, out)
+            out.flush()
+
+    def warned(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        say(_Warned(str(message), category, filename, lineno))
+
+    warnings.showwarning = warned
+
+    code = 1
     try:
-        scanner = opened_scanner(kit, batch, len(share))
-        empty = SavedScan.from_bytes(kit, "the job").part
-        connection.send(None)
-        while True:
-            connection.send(scanner.scan(empty, [connection.recv()], advanced))
-    except EOFError:
-        return
+        _work(opened_scanner(kit, batch, len(share)), kit, seconds, say, told, stopped)
+        code = 0
+    except BrokenPipeError:
+        pass
     except OnnxvizError as error:
-        connection.send(error)
+        say(_Failed(error))
     except Exception as error:
-        connection.send(OnnxvizError(f"A worker process failed: {type(error).__name__}: {error}"))
-        raise
+        failure = OnnxvizError(f"A worker process failed: {type(error).__name__}: {error}")
+        failure.add_note(traceback.format_exc())  # --debug and the log file show it
+        say(_Failed(failure))
+    os._exit(code)  # Python's own way out would wait for the thread that listens
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _obey(told: queue.SimpleQueue[Any], stopped: threading.Event) -> None:
+    """Take down what the process is told; end it when nobody is there any more to tell it anything."""
+    with suppress(Exception):
+        while True:
+            message = pickle.load(sys.stdin.buffer)
+            if isinstance(message, _Stop):
+                stopped.set()
+            told.put(message)
+    os._exit(1)
+
+
+def _work(
+    scanner: Scanner,
+    kit: bytes,
+    seconds: float,
+    say: Callable[[Any], None],
+    told: queue.SimpleQueue[Any],
+    stopped: threading.Event,
+) -> None:
+    empty = SavedScan.from_bytes(kit, "the job").part
+
+    def pieces() -> Iterator[Range]:
+        """Until there is nothing left for now."""
+        while True:
+            say(_Ask())
+            piece = told.get()
+            if not isinstance(piece, tuple):
+                return
+            yield piece
+
+    while not stopped.is_set():
+        tally, since = scanner.tally(empty), monotonic()
+        try:
+            with closing(scanner.batches(pieces(), lambda: None)) as batches:
+                for batch in batches:
+                    tally.add(batch)
+                    say(batch.done[1] - batch.done[0])
+                    if stopped.is_set():
+                        break
+                    if monotonic() - since >= seconds:
+                        say(_Give(scanner.known(tally), all=False))
+                        tally, since = scanner.tally(empty), monotonic()
+        except Exception:
+            if tally.whole:
+                say(_Give(scanner.known(tally), all=False))
+            raise
+        say(_Give(scanner.known(tally), all=True))

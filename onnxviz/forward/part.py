@@ -18,7 +18,7 @@ from onnxviz.forward.responses import Responses, ResponsesBuilder, capacity
 from onnxviz.forward.topk import ChannelStats, TopK, TopKBuilder
 from onnxviz.model.layers import Layer
 
-__all__ = ["LayerScan", "Part", "Scan", "Skip", "Tally"]
+__all__ = ["BatchResult", "LayerScan", "Part", "Scan", "Skip", "Tally"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -142,6 +142,20 @@ class Part:
         return found | {"responses/image": self.responses.image, "responses/largest": self.responses.largest}
 
 
+@dataclass(frozen=True)
+class BatchResult:
+    """A batch that was run: all images of the range ``done``.
+
+    ``outputs`` are the network's raw outputs for ``images`` (N,), those that could be read, and None if there are none
+    of them; ``skipped`` are the others.
+    """
+
+    done: Range
+    outputs: Mapping[str, Array] | None
+    images: Array
+    skipped: tuple[Skip, ...] = ()
+
+
 class Tally:
     """Counts batches on top of a part: NumPy is slow at many small arrays, so that all channels lie side by side."""
 
@@ -158,21 +172,13 @@ class Tally:
         self.whole = True
         """False while a batch is being counted, and for good if that was broken off."""
 
-    def add(
-        self, done: Range, outputs: Mapping[str, Array] | None, images: Array, skipped: Sequence[Skip] = ()
-    ) -> None:
-        """Count a batch, which are all images of a range.
-
-        Args:
-            outputs: the network's raw outputs for those that could be read, None if there are none of them.
-            images: their numbers (N,).
-            skipped: the others.
-        """
+    def add(self, batch: BatchResult) -> None:
+        """Count a batch."""
         self.whole = False
-        if outputs is not None:
-            self._count(outputs, images)
-        self._done = list(ranges.joined((*self._done, done)))
-        self._skipped += skipped
+        if batch.outputs is not None:
+            self._count(batch.outputs, batch.images)
+        self._done = list(ranges.joined((*self._done, batch.done)))
+        self._skipped += batch.skipped
         self.whole = True
 
     def _count(self, outputs: Mapping[str, Array], images: Array) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, tee
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError, ImageError, NoImagesError, UsageError
 from onnxviz.forward import ranges
-from onnxviz.forward.part import Part, Scan, Skip, Tally
+from onnxviz.forward.part import BatchResult, Part, Scan, Skip, Tally
 from onnxviz.forward.probes import layer_probes
 from onnxviz.forward.ranges import Range
 from onnxviz.images.preprocess import Preprocess
@@ -186,57 +186,73 @@ class Scanner:
         Raises:
             KeyboardInterrupt: on Ctrl-C, after ``save``.
         """
-        tally = Tally(self._layers, self._rank, part)
-        running: deque[tuple[_Batch, Future[dict[str, Array]] | None]] = deque()
+        tally = self.tally(part)
         saved_at = monotonic()
-
-        def known() -> Part:
-            return tally.part([self._runner.note] if self._runner.note else [])
-
-        def finish_first() -> None:
-            nonlocal saved_at
-            batch, future = running.popleft()
-            bad = [self._skip(index, error) for index, error in batch.bad]
-            tally.add(batch.range, future.result() if future else None, np.array(batch.images, np.int64), bad)
-            if skip:
-                for _, name, reason in bad:
-                    skip(name, reason)
-            if advanced:
-                advanced(batch.range[1] - batch.range[0])
-            if save and monotonic() - saved_at >= every:
-                save(known())
-                saved_at = monotonic()
-
-        source, load = self._source, self._load
-        numbers = (index for start, stop in todo for index in range(start, stop))
         try:
-            with (
-                held_interrupts() as check,
-                closing(
-                    prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
-                ) as items,
-                ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
-            ):
-                for piece in ranges.pieces(todo, self.batch):
-                    batch = _batch(items, piece)
-                    x = self._network.feed(self._preprocess.batch(batch.arrays)) if batch.arrays else None
-                    running.append((batch, None if x is None else pool.submit(self._runner.run, x)))
-                    check()
-                    # One batch waits, so that no worker does.
-                    while len(running) > load.workers:
-                        finish_first()
-                        check()
-                while running:
-                    finish_first()
+            # Closed whatever happens, so that no batch is running any more when the rest is saved.
+            with held_interrupts() as check, closing(self.batches(todo, check)) as batches:
+                for batch in batches:
+                    tally.add(batch)
+                    if skip:
+                        for _, name, reason in batch.skipped:
+                            skip(name, reason)
+                    if advanced:
+                        advanced(batch.done[1] - batch.done[0])
+                    if save and monotonic() - saved_at >= every:
+                        save(self.known(tally))
+                        saved_at = monotonic()
                     check()
                 if save:
                     save(known())
         except BaseException as error:
             # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
             if save and tally.whole and not isinstance(error, AtlasError):
-                save(known())
+                save(self.known(tally))
             raise
-        return known()
+        return self.known(tally)
+
+    def tally(self, part: Part) -> Tally:
+        """Something to count batches with, on top of what is known."""
+        return Tally(self._layers, self._rank, part)
+
+    def known(self, tally: Tally) -> Part:
+        """What is known by now, with a note if batches are special."""
+        return tally.part([self._runner.note] if self._runner.note else [])
+
+    def batches(self, todo: Iterable[Range], check: Callable[[], None]) -> Generator[BatchResult, None, None]:
+        """Run the network on the images of some ranges, batch by batch; decoding and runs go on ahead.
+
+        Args:
+            todo: may be told one after the other; each is asked for when the one before is being decoded.
+            check: called often; what it raises ends the runs.
+        """
+        source, load = self._source, self._load
+        running: deque[tuple[_Batch, Future[dict[str, Array]] | None]] = deque()
+        to_decode, to_run = tee(todo)
+        numbers = (index for start, stop in to_decode for index in range(start, stop))
+
+        def first() -> BatchResult:
+            batch, future = running.popleft()
+            bad = tuple(self._skip(index, error) for index, error in batch.bad)
+            images = np.array(batch.images, np.int64)
+            return BatchResult(batch.range, future.result() if future else None, images, bad)
+
+        with (
+            closing(
+                prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
+            ) as items,
+            ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
+        ):
+            for piece in ranges.pieces(to_run, self.batch):
+                batch = _batch(items, piece)
+                x = self._network.feed(self._preprocess.batch(batch.arrays)) if batch.arrays else None
+                running.append((batch, None if x is None else pool.submit(self._runner.run, x)))
+                check()
+                # One batch waits, so that no worker does.
+                while len(running) > load.workers:
+                    yield first()
+            while running:
+                yield first()
 
     def _skip(self, index: int, error: ImageError) -> Skip:
         name = self._source.samples[index].name
