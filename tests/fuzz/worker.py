@@ -131,6 +131,8 @@ def judged(read: Reader, case: Case, root: Path, memory: int = BYTES) -> Verdict
         warnings.simplefilter("always")
         verdict = _outcome(read, folder / next(iter(case)), out)
         gc.collect()  # files left open warn when they go
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported for the first case need not be looked through after every other
     taken = time.monotonic() - start
     peak = _now("VmHWM") - resident
     left = threading.active_count()
