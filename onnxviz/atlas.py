@@ -24,6 +24,7 @@ from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.files import write_atomically
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
+from onnxviz.images.decode import quiet
 from onnxviz.model.layers import Layer, find_layer, find_layers
 from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.report.data import DiagramNode, FilterBank, LayerData, ModelData, Provenance, ReportData
@@ -439,7 +440,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
     # Opened here: np.load leaves the file open when it is no archive.
     with path.open("rb") as stream:
         try:
-            with np.load(stream, allow_pickle=False) as file:
+            with quiet(), np.load(stream, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except OSError:
             raise

@@ -192,6 +192,10 @@ def error_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if text.endswith("for the following indices"):
         text = f"{text.removesuffix(' for the following indices')}, {lines[1].strip()}"
+    if "terminate flag" in text:
+        text = text.replace(
+            "Exiting due to terminate flag being set to true.", f"no end after {_TRIAL_SECONDS:.0f} s"
+        )
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     text = _PLACE.sub("", _NODE.sub(r"\1 '\2': ", text))
     return text if len(text) <= 300 else f"{text[:297]}..."

@@ -384,14 +384,14 @@ def _load_arrays(
             with opened, np.load(opened, allow_pickle=False) as loaded:
                 named = next((name for name in IMAGE_ARRAYS if name in loaded.files), None)
                 names = loaded.files if named is None else [named]
-                array = next((value for name in names if (value := loaded[name]).ndim >= 3), None)
+                array = next((value for name in names if (value := np.asarray(loaded[name])).ndim >= 3), None)
                 if array is None:
-                    shapes = ", ".join(f"{name} {loaded[name].shape}" for name in loaded.files[:8])
+                    shapes = ", ".join(f"{name} {np.shape(loaded[name])}" for name in loaded.files[:8])
                     raise NoImagesError(
                         f"{path}: no array of images, only {shapes or 'nothing'}; call them x"
                     )
                 name = next((name for name in LABEL_ARRAYS if name in loaded.files), None)
-                marks = None if name is None else loaded[name]
+                marks = None if name is None else np.asarray(loaded[name])  # bytes, where it is no array
     except NoImagesError:
         raise
     except (

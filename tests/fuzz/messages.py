@@ -275,7 +275,7 @@ def _tensor(proto: onnx.ModelProto, rng: Random) -> None:
     elif change == 3:
         one.raw_data = one.raw_data[: rng.randrange(len(one.raw_data) + 1)]
     elif change == 4:
-        one.raw_data = bytes(rng.choice((0, 0x7F, 0xFF)) for _ in one.raw_data)
+        one.raw_data = bytes([rng.choice((0, 0x7F, 0xFF))]) * len(one.raw_data)
     elif change == 5:
         one.data_location = TensorProto.EXTERNAL
         for key in ("location", "offset", "length"):

@@ -161,9 +161,11 @@ def _sequence() -> onnx.ModelProto:
         node("LSTM", "t k r", "l", "lstm", hidden_size=3),
         node("Squeeze", "l one", "q"),
         node("Transpose", "q", "y", perm=[1, 2, 0]),
+        node("Conv", "y v", "z", "conv_b"),
     ]
     weights = {
         "w": conv_weights(RNG, 6, 5, 7),
+        "v": conv_weights(RNG, 4, 3, 3),
         "k": conv_weights(RNG, 1, 12, 6),
         "r": conv_weights(RNG, 1, 12, 3),
         "one": np.array([1]),
