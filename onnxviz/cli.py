@@ -262,7 +262,7 @@ def analyze(
     """Find what every channel of a layer responds to, and write the report."""
     with _errors(debug):
         from onnxviz.analysis import analyze as run
-        from onnxviz.images.remote import masked
+        from onnxviz.images.urls import masked
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem

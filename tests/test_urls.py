@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onnxviz import Atlas, analyze, cli
 from onnxviz.forward.scan import prepared
-from onnxviz.images import remote
+from onnxviz.images import store
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.source import Sample, Source, open_source
 from tests.images.serving import serving
@@ -29,8 +29,8 @@ pytest.importorskip("aiohttp")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 

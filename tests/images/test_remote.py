@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
-from onnxviz.images import remote, streamed
-from onnxviz.images.remote import find_remote, is_url, masked
+from onnxviz.images import remote, store, streamed
+from onnxviz.images.remote import find_remote
 from onnxviz.images.source import Source, open_source
+from onnxviz.images.urls import is_url, masked
 from tests.images.serving import Served, serving
 from tests.images.test_source import PETS, png, write, write_tar, write_zip
 
@@ -32,8 +33,8 @@ SPLIT = 2
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long pauses, and no proxy between here and here."""
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -536,8 +537,8 @@ def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPa
         raise error
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (2.0, 8.0))
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(store, "FIRST_PAUSES", (2.0, 8.0))
+    monkeypatch.setattr(store.time, "sleep", waits.append)
     with pytest.raises(expected, match=message) as raised:
         open_source(f"{memory}/pets.zip")
     monkeypatch.undo()
