@@ -216,6 +216,10 @@ def _is_folder(store: Store, path: str, info: Mapping[str, Any]) -> bool:
 
 def _listed(store: Store, path: str, shown: str) -> RemoteFolder:
     """A folder with all below it."""
+    if store.web and "?" in path:
+        raise NotThereError(
+            "a folder behind a query cannot be listed; name the files, as {1..9}.jpg or {a,b}.jpg"
+        )
     return RemoteFolder(store, path, shown, _below(store, path).items())
 
 

@@ -110,7 +110,6 @@ class Store:
 
     def whole(self, path: str, size: int | None) -> bytes:
         """All bytes of a file."""
-
         if size is not None and not self.web:
             return self.part(path, 0, size, size)  # without a size, s3fs would ask for it first
 
@@ -132,9 +131,7 @@ def open_store(url: str, shown: str) -> tuple[Store, str]:
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise UsageError(f"{shown}: {_missing_package(url, error)}") from error
-    except (
-        Exception
-    ) as error:  # fsspec raises ValueError for unknown protocols, and what its file systems raise
+    except Exception as error:  # an unknown protocol, and whatever the file systems raise
         reason = _reason(_own(error))
         raise NotThereError(f"cannot be opened ({reason})" if _passing(_own(error)) else reason) from error
     return Store(system, protocol), str(path)

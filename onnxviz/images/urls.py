@@ -6,7 +6,7 @@ import re
 
 __all__ = ["is_url", "masked"]
 
-_URL = re.compile(r"(?:[\w+.-]+::)*[\w+.-]+://")
+_URL = re.compile(r"(?:[\w+.-]+::)*[\w+.-]{2,}://")  # one letter is a drive of Windows
 
 
 def is_url(place: object) -> bool:

@@ -548,6 +548,11 @@ def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPa
     assert all(0.7 * wanted < wait < 1.3 * wanted for wait, wanted in zip(waits, (2.0, 8.0), strict=False))
 
 
+def test_a_folder_behind_a_query(served: Served) -> None:
+    with pytest.raises(UsageError, match=r"/pets/\?\*\*\*: a folder behind a query cannot be listed"):
+        open_source(f"{served.url}/pets/?token=1")
+
+
 def test_names_are_decoded_and_links_elsewhere_ignored(served: Served) -> None:
     served.files["odd/a b/ü#1.png"] = png(5)
     served.files["odd/100%.png"] = png(6)
@@ -580,7 +585,7 @@ def test_readers_share_no_connection_of_a_system_that_has_but_one(memory: str) -
 @pytest.mark.parametrize(
     ("place", "expected"),
     [("s3://b/x", True), ("zip://*::a.zip", True), ("simplecache::https://h/x", True), ("C:/photos", False),
-     ("photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
+     ("photos", False), ("C://photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
 )  # fmt: skip
 def test_is_url(place: object, expected: bool) -> None:
     assert is_url(place) is expected
