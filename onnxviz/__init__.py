@@ -6,13 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxviz.analysis import analyze
+    from onnxviz.analysis import analyze, draw, merge, scan
     from onnxviz.atlas import Atlas
     from onnxviz.errors import OnnxvizError
     from onnxviz.network import Network, load
     from onnxviz.reverse.project import Projections
 
-__all__ = ["Atlas", "Network", "OnnxvizError", "Projections", "analyze", "load"]
+__all__ = [
+    "Atlas",
+    "Network",
+    "OnnxvizError",
+    "Projections",
+    "analyze",
+    "draw",
+    "load",
+    "merge",
+    "scan",
+]
 
 _HOMES = {
     "Atlas": "onnxviz.atlas",
@@ -20,7 +30,10 @@ _HOMES = {
     "OnnxvizError": "onnxviz.errors",
     "Projections": "onnxviz.reverse.project",
     "analyze": "onnxviz.analysis",
+    "draw": "onnxviz.analysis",
     "load": "onnxviz.network",
+    "merge": "onnxviz.analysis",
+    "scan": "onnxviz.analysis",
 }
 
 

@@ -1,47 +1,33 @@
-"""The whole job in a straight line: open, check, scan, draw."""
+"""The whole job in a straight line: open, check, scan, draw; and its steps, for jobs that outgrow one machine."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxviz import facts
-from onnxviz.atlas import Atlas, LayerAtlas, channel_ranges, channels_of
-from onnxviz.errors import OnnxvizError, UsageError
-from onnxviz.filters import draw_filters, first_filters
-from onnxviz.forward.scan import scan
-from onnxviz.forward.session import choose_provider
-from onnxviz.images.gallery import Gallery
-from onnxviz.images.preprocess import Preprocess, resolve_preprocess
-from onnxviz.images.samples import builtin_source
-from onnxviz.images.source import Source, index_labels, open_source, read_labels
-from onnxviz.model.control import shuffled
-from onnxviz.model.graph import ModelFile
-from onnxviz.model.inputs import ImageInput, image_input
-from onnxviz.model.layers import Layer
-from onnxviz.network import Network
-from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
-from onnxviz.places import FILTERS, IMAGES, PICTURES, slugs
+from onnxviz.atlas import Atlas
+from onnxviz.drawing import Drawing, Style
+from onnxviz.errors import AtlasError, UsageError
+from onnxviz.forward import ranges
+from onnxviz.images.source import Source
+from onnxviz.locks import locked
+from onnxviz.model.layers import find_layers
 from onnxviz.progress import Progress
-from onnxviz.publishing import Publisher
-from onnxviz.recorder import Recorder
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
-from onnxviz.reverse.methods import Method, make_method
 from onnxviz.reverse.project import DEFAULT_MEMORY
+from onnxviz.runs import SAVE_EVERY, Run, merge_parts, scan_file
 from onnxviz.runtime import release_memory
+from onnxviz.saved import SavedScan
+from onnxviz.scanning import run_scan
+from onnxviz.setup import open_saved, open_setup
 
-__all__ = ["analyze", "open_network", "preprocess_for"]
-
-METADATA_KEY = "onnxviz.preprocess"
+__all__ = ["analyze", "draw", "merge", "scan"]
 
 
 def analyze(
@@ -75,6 +61,11 @@ def analyze(
     folder: str | Path | None = None,
     report: str | Path | None = None,
     theme: str = "auto",
+    run: str | Path | None = None,
+    restart: bool = False,
+    save_every: float = SAVE_EVERY,
+    workers: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
@@ -101,28 +92,36 @@ def analyze(
         folder: where pictures are written; by default a temporary folder that lives as long as the atlas.
         report: instead, the folder of a report, which is written while it is drawn, with the atlas itself; it opens
             at any time, and if the run is broken off it is left with what there is. ``theme`` as of `Atlas.report`.
+        run: a folder (or a file that ends in .atlas) that keeps the scan, so that it goes on where it was broken off;
+            by default the report's folder, where a finished scan of something else is replaced and not refused.
+        restart: start over, whatever scan is kept there.
+        save_every: seconds between two times that the scan is saved.
+        workers: scan in so many processes, each with a GPU or a share of the cores. A program that calls this must be
+            one that Python can import without running it (``if __name__ == "__main__":``).
+        cluster: scan on a Dask cluster: its scheduler's address, or its scheduler file. Needs onnxviz[cluster].
         command: how the job was called, for the report.
 
     Raises:
         OnnxvizError: see `onnxviz.errors`; all that can be known beforehand is checked before an image is read.
     """
     progress = progress or Progress()
-    if seed not in SEEDS:
-        raise UsageError(f"Seed {seed!r} is not known. Choose one of {', '.join(SEEDS)}.")
     if report is not None and folder is not None:
         raise UsageError("Give a folder for the pictures or one for the report, not both.")
     check_theme(theme)
-    folder = folder if report is None else report
-    if folder is not None:
-        check_folder(Path(folder))
-    methods = [
-        make_method(name, overlap=overlap, lrn=lrn, activation=activation)
-        for name in dict.fromkeys([method] if isinstance(method, str) else method)
-    ]
-    if not methods:
-        raise UsageError("No method is given. Name deconvnet, guided or gradient.")
-    network, recipe = open_network(
+    target = report if report is not None else folder
+    target = None if target is None else Path(target)
+    if target is not None:
+        check_folder(target)
+    style = Style.of(
+        method, overlap=overlap, lrn=lrn, activation=activation, control=control, seed=seed, montage=montage
+    )
+    setup = open_setup(
         model,
+        layers=layers,
+        images=images,
+        top=top,
+        rank=rank,
+        limit=limit,
         provider=provider,
         engine=engine,
         memory=memory,
@@ -133,129 +132,45 @@ def analyze(
         size=size,
         image=image,
         feeds=feeds,
+        labels=labels,
+        progress=progress,
+        check=style.check,
     )
-    progress.note(
-        f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
-    )
-    found = network.select([layers] if isinstance(layers, str) else layers)
-    for one in methods:
-        network.check(found, one)
-    networks = [network]
-    if control:
-        networks.append(_shuffled(network, found))
-    pictured = [_pictured(layer, channels, progress) for layer in found]
-    if isinstance(labels, str | Path):
-        labels = read_labels(Path(labels))
-    names = facts.output_names(network.model, labels)
-    named = _named(network, found, names, progress, given=labels is not None)
-    source = _source(images, recipe, names, progress)
-
-    progress.start("Scanning", min(len(source.samples), limit or len(source.samples)), "images")
-    done = 0
-
-    def scanned(count: int, total: int) -> None:
-        nonlocal done
-        progress.advance(count - done)
-        done = count
-
-    result = scan(
-        network,
-        source,
-        found,
-        recipe,
-        top=top,
-        rank=rank,
-        limit=limit,
-        batch_size=batch_size,
-        progress=scanned,
-    )
-    progress.finish()
-    release_memory()
-
-    with ExitStack() as cleanup:
-        if folder is None:
-            folder = tempfile.mkdtemp(prefix="onnxviz-")
-            cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder = Path(folder)
-        gallery = Gallery(source, recipe, folder / PICTURES / IMAGES, f"{PICTURES}/{IMAGES}")
-        bare_layers = [
-            LayerAtlas(
-                one.layer,
-                slug,
-                one.topk,
-                one.overall,
-                one.stats,
-                one.responses,
-                shown,
-                named.get(one.layer.tensor),
-                None,
-            )
-            for slug, one, shown in zip(slugs(found), result.layers, pictured, strict=True)
-        ]
-        ways = _ways(networks, methods, bare_layers, gallery, seed, progress)
-        first = first_filters(network)
-        atlas = Atlas(
-            model=facts.model_data(network),
-            provenance=facts.provenance(
-                network,
-                source,
-                result,
-                recipe,
-                methods,
-                found,
-                control=control,
-                rank=rank,
-                seed=seed,
-                limit=limit,
-                command=command,
-            ),
-            diagram=facts.diagram(network, {one.layer.tensor: one.slug for one in bare_layers}),
-            filters=draw_filters(first, recipe, folder, f"{PICTURES}/{FILTERS}") if first else None,
-            layers=tuple(bare_layers),
-            images=_images(gallery, bare_layers),
-            labels=tuple(source.samples[index].label for index in result.layers[0].responses.image.tolist()),
-            folder=folder,
+    drawing = Drawing.plan(setup, style, channels, progress, labelled=labels is not None)
+    # A report of images that could be opened again keeps its scan beside it.
+    kept = run if run is not None or setup.origin is None else report
+    with ExitStack() as locks:
+        for place in _places(report, kept):
+            locks.enter_context(locked(place))
+        part = run_scan(
+            setup,
+            run=None if kept is None else Run(Path(kept)),
+            restart=restart,
+            replace_finished=run is None,
+            batch_size=batch_size,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
         )
-        publisher = Publisher(atlas, theme) if report is not None else None
-
-        def drawn(bare: LayerAtlas) -> LayerAtlas:
-            progress.start(f"Projecting {bare.layer}", bare.hits_shown * len(ways), "projections")
-            begin = publisher.begin if publisher else None
-            ready = draw_layer(
-                bare,
-                ways,
-                gallery,
-                recipe,
-                atlas.folder,
-                seed=seed,
-                montage=montage,
-                begin=begin,
-                progress=progress.advance,
-            )
-            if publisher:
-                publisher.done(ready)
-            progress.finish()
-            release_memory()
-            return ready
-
-        try:
-            ready_layers = [drawn(bare) for bare in bare_layers]
-            finished = publisher.finish() if publisher else atlas.with_layers(ready_layers)
-        except BaseException:
-            if publisher:
-                _leave(publisher, folder, progress)
-            raise
-        # A temporary folder lives as long as the atlas; after an error it goes at once.
-        weakref.finalize(finished, cleanup.pop_all().close)
-    return finished
+        release_memory()
+        return drawing.draw(
+            part.scan(setup.layers), target, published=report is not None, theme=theme, command=command
+        )
 
 
-def open_network(
+def scan(
     model: str | Path,
+    out: str | Path,
     *,
+    layers: str | Sequence[str],
+    images: str | Path | None = None,
+    top: int = 9,
+    rank: str = "max",
+    limit: int | None = None,
+    shard: tuple[int, int] | None = None,
+    batch_size: int | None = None,
     provider: str = "auto",
-    engine: str = "auto",
-    memory: int = DEFAULT_MEMORY,
     preprocess: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -263,126 +178,148 @@ def open_network(
     size: tuple[int, int] | None = None,
     image: str | None = None,
     feeds: Mapping[str, NDArray[Any]] | None = None,
-) -> tuple[Network, Preprocess]:
-    """Open a model and find the preprocessing in force; the network takes images of its size."""
-    file = ModelFile(model, feeds)
-    taken = image_input(file, image)
-    recipe = preprocess_for(file, taken, preset=preprocess, mean=mean, std=std, bgr=bgr, size=size)
-    size = (recipe.height, recipe.width)
-    network = Network(
-        file, provider=choose_provider(provider), size=size, image=taken.name, engine=engine, memory=memory
-    )
-    return network, recipe
+    labels: str | Path | Sequence[str] | None = None,
+    restart: bool = False,
+    save_every: float = SAVE_EVERY,
+    workers: int | None = None,
+    cluster: str | None = None,
+    progress: Progress | None = None,
+) -> SavedScan:
+    """Find each channel's strongest images, or those in a shard of the data set, and save them; `draw` shows them.
 
+    Args:
+        out: a folder, or a file whose name ends in .atlas; a scan that was broken off there goes on.
+        shard: (number, of), from (1, of) on: only this part of the images; `merge` puts the parts together.
+        restart: start over, whatever is there.
+        save_every: seconds between two times that it is saved.
 
-def preprocess_for(
-    file: ModelFile,
-    image: ImageInput,
-    *,
-    preset: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    bgr: bool | None = None,
-    size: tuple[int, int] | None = None,
-) -> Preprocess:
-    """The preprocessing in force for an input of a model."""
-    return resolve_preprocess(
-        channels=image.channels,
-        height=image.height,
-        width=image.width,
-        layout=image.layout,
-        dtype=image.dtype,
-        metadata=file.metadata.get(METADATA_KEY),
-        sidecar=file.path.with_suffix(".onnxviz.json"),
-        preset=preset,
+    The others are those of `analyze`.
+
+    Raises:
+        OnnxvizError: see `onnxviz.errors`.
+    """
+    progress = progress or Progress()
+    setup = open_setup(
+        model,
+        layers=layers,
+        images=images,
+        top=top,
+        rank=rank,
+        limit=limit,
+        provider=provider,
+        preprocess=preprocess,
         mean=mean,
         std=std,
         bgr=bgr,
         size=size,
+        image=image,
+        feeds=feeds,
+        labels=labels,
+        progress=progress,
     )
+    run = Run(Path(out))
+    with locked(run.path):
+        run.check_report(restart=restart)
+        run_scan(
+            setup,
+            run=run,
+            shard=shard,
+            restart=restart,
+            batch_size=batch_size,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
+        )
+        return SavedScan.read(run.file)
 
 
-def _ways(
-    networks: Sequence[Network],
-    methods: Sequence[Method],
-    layers: Sequence[LayerAtlas],
-    gallery: Gallery,
-    seed: str,
-    progress: Progress,
-) -> list[Way]:
-    """Each method in each network, the second being the control; images are run forward once a network."""
-    ways = []
-    for net in networks:
-        recorder = Recorder(net, gallery, share=1 / len(networks))
-        projectors = [
-            (net.projector(x.layer, method, windows=seed == "unit"), x) for x in layers for method in methods
-        ]
-        recorder.keep([(projector, wanted_maps(x)) for projector, x in projectors], progress)
-        ways += [Way(net, recorder, method, control=net is not networks[0]) for method in methods]
-    return ways
+def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False) -> SavedScan:
+    """Put the shards of a scan together.
+
+    Args:
+        parts: files or folders that `scan` wrote, in any order.
+        out: a folder, or a file whose name ends in .atlas.
+        restart: replace a scan that is there.
+
+    Raises:
+        UsageError: a scan is at ``out`` already; there are no parts.
+        AtlasError: a part is damaged or of another scan; images are in two parts or in none.
+    """
+    run = Run(Path(out))
+    if any(scan_file(Path(part)).resolve() == run.file.resolve() for part in parts):
+        raise UsageError(f"{out} is one of the parts. Choose another place for the whole.")
+    with locked(run.path):
+        run.check_report(restart=restart)
+        if run.file.exists() and not restart:
+            raise UsageError(
+                f"{out} holds a scan already. Choose another place, or replace it with --restart."
+            )
+        whole = merge_parts([Path(part) for part in parts])
+        run.remove()
+        whole.write(run.file)
+        return whole
 
 
-def _leave(publisher: Publisher, folder: Path, progress: Progress) -> None:
-    """Make a report of what there is when a run is broken off; the reason for that matters more than a failure here."""
-    progress.finish()
-    with suppress(OnnxvizError, OSError):
-        if publisher.stop() is not None:
-            progress.note(f"The report shows what was drawn until now: {folder / 'index.html'}")
+def draw(
+    path: str | Path,
+    report: str | Path,
+    *,
+    layers: str | Sequence[str] | None = None,
+    channels: str | Sequence[int] | None = None,
+    top: int | None = None,
+    method: str | Sequence[str] = "deconvnet",
+    control: bool = False,
+    model: str | Path | None = None,
+    images: str | Path | None = None,
+    provider: str | None = None,
+    engine: str = "auto",
+    memory: int = DEFAULT_MEMORY,
+    theme: str = "auto",
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> Atlas:
+    """Draw the report of a scan that is saved and finished.
 
+    Args:
+        path: the scan's folder or file.
+        report: the folder of the report.
+        layers, channels, top: only these of what was scanned.
+        method, control, engine, memory, theme, command: as of `analyze`.
+        model, images: where they are now, if not where they were.
+        provider: where to run the network; None for where it ran.
 
-def _shuffled(network: Network, layers: Sequence[Layer]) -> Network:
-    """The same network with shuffled weights."""
-    return Network(
-        shuffled(network.file, [layer.tensor for layer in layers]),
-        provider=network.provider,
-        size=network.size,
-        image=network.image.name,
-        engine=network.engine,
-        memory=network.memory,
+    Raises:
+        AtlasError: there is no such scan, or it is damaged or not finished.
+        OnnxvizError: see `onnxviz.errors`.
+    """
+    progress = progress or Progress()
+    check_theme(theme)
+    check_folder(Path(report))
+    saved = SavedScan.read(scan_file(Path(path)))
+    if not saved.whole:
+        raise AtlasError(
+            f"{path}: the scan is not finished: {ranges.count(saved.part.done):,} of {saved.job.images:,} images are "
+            "done. Run its command again, or merge its shards."
+        )
+    setup = open_saved(
+        saved, model=model, images=images, provider=provider, engine=engine, memory=memory, progress=progress
     )
+    scan = saved.told.scan(setup.layers)
+    if layers is not None:
+        chosen = find_layers(setup.layers, [layers] if isinstance(layers, str) else layers)
+        scan = replace(scan, layers=tuple(one for one in scan.layers if one.layer in chosen))
+        setup = replace(setup, layers=tuple(one.layer for one in scan.layers))
+    if top is not None:
+        scan = replace(scan, layers=tuple(one.first(top) for one in scan.layers))
+    style = Style.of(method, control=control)
+    style.check(setup.network, setup.layers)
+    drawing = Drawing.plan(setup, style, channels, progress, labelled=saved.origin.labels is not None)
+    with locked(Path(report)):
+        return drawing.draw(scan, Path(report), published=True, theme=theme, command=command)
 
 
-def _pictured(layer: Layer, channels: str | Sequence[int] | None, progress: Progress) -> tuple[int, ...]:
-    """The channels of a layer to show: those asked for, as far as it has them."""
-    if channels is None:
-        return tuple(range(layer.channels))
-    asked = channel_ranges(channels)
-    there = channels_of(layer, asked)
-    limits = f"Layer {layer} has channels 0 to {layer.channels - 1}"
-    if any(numbers.stop > layer.channels for numbers in asked):
-        progress.note(f"{limits}; the higher ones asked for are left out.")
-    return there
-
-
-def _named(
-    network: Network, layers: Sequence[Layer], names: Sequence[str] | None, progress: Progress, *, given: bool
-) -> dict[str, tuple[str, ...]]:
-    """Class names by tensor, for output layers: those that no layer with weights follows."""
-    weighted = {layer.tensor for layer in network.layers if re.match(r"(conv|deconv|fc)\d", layer.alias)}
-    outputs = [x for x in layers if not (network.graph.descendants(x.tensor) & weighted) - {x.tensor}]
-    found = {x.tensor: tuple(names) for x in outputs if names and len(names) == x.channels}
-    if names and given and outputs and not found:
-        counts = ", ".join(f"{x} {x.channels}" for x in outputs)
-        progress.note(f"The labels are {len(names)}, so they name no output unit ({counts} channels).")
-    return found
-
-
-def _source(
-    images: str | Path | Source | None, recipe: Preprocess, names: Sequence[str] | None, progress: Progress
-) -> Source:
-    if isinstance(images, Source):
-        return images
-    if images is not None:
-        return open_source(images, index_labels(names) if names else None, recipe)
-    source = builtin_source(recipe.channels, recipe.height, recipe.width)
-    progress.note(f"No --images given: using {source.description}")
-    return source
-
-
-def _images(gallery: Gallery, layers: Sequence[LayerAtlas]) -> dict[int, tuple[str, str | None, str]]:
-    """Name, class and thumbnail of every image that the report shows."""
-    shown = {hit.image for one in layers for hit in one.overall_hits}
-    for one in layers:
-        for channel in one.alive:
-            shown.update(hit.image for hit in one.topk.hits(channel))
-    return {index: (*gallery.name(index), gallery.thumbnail_path(index)) for index in sorted(shown)}
+def _places(*folders: str | Path | None) -> list[Path]:
+    """Different places, each once."""
+    there = {Path(one).resolve(): Path(one) for one in folders if one is not None}
+    return list(there.values())

@@ -7,13 +7,12 @@ It renders again with neither the model nor the images.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError, UnitError, UsageError
+from onnxviz.files import write_atomically
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.model.layers import Layer, find_layer, find_layers
@@ -48,12 +48,11 @@ __all__ = [
     "LayerAtlas",
     "channel_ranges",
     "channels_of",
-    "write_atomically",
 ]
 
 Array: TypeAlias = NDArray[Any]
 
-FORMAT = 4
+FORMAT = 5
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 
@@ -434,16 +433,6 @@ def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file by a function of a path; it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
@@ -471,7 +460,7 @@ def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Arra
         return {name: arrays[f"{number}/{part}/{name}"] for name in names}
 
     ranked = ("score", "activation", "image", "y", "x")
-    counted = ("images", "largest", "total", "active_images", "not_finite")
+    counted = ("images", "largest", "sums", "active_images", "not_finite")
     return LayerAtlas(
         layer=Layer(**{name: _tuples(value) for name, value in entry["layer"].items()}),
         slug=entry["slug"],

@@ -9,7 +9,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from onnxviz.analysis import preprocess_for
 from onnxviz.errors import OnnxvizError
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.model.graph import ModelFile, Node
@@ -21,6 +20,7 @@ from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules.registry import RULES
 from onnxviz.reverse.treatment import Treatment, problem, treatments
 from onnxviz.runtime import open_session
+from onnxviz.setup import preprocess_for
 
 __all__ = ["Check", "LayerCheck", "check"]
 

@@ -6,19 +6,17 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxviz.errors import OnnxvizError, UsageError
-from onnxviz.progress import Progress
+from onnxviz.console import console
+from onnxviz.errors import UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.progress import TaskID
 
     from onnxviz.check import Check
 
@@ -34,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_NOT_A_PART = "A part of a report must not replace the whole: give it a place of its own with --out."
 _LARGE_FILE = 500_000_000  # bytes of a report in one file, from which on there is a note
 
 RunArgument = Annotated[
@@ -114,8 +113,80 @@ Activation = Annotated[
         show_default="rectify; gradient with --method gradient",
     ),
 ]
+LayersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--layer",
+        "-l",
+        help="A layer by name or alias (conv5), a glob (fire*/expand3x3), a range (conv1..conv5) or all (every "
+        "convolution and fully connected layer). Repeat it for more.",
+        show_default=False,
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz; "
+        "also a URL (s3://, gs://, https:// …), and several by a pattern (train-{00..99}.tar, photos/*.jpg). "
+        "Without it, built-in samples that suit the input.",
+        show_default=False,
+    ),
+]
+Top = Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")]
+Rank = Annotated[
+    str,
+    typer.Option(
+        help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read only the first N images.", show_default=False)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images a run.", show_default="what suits the network, up to 32"),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Class names, one a line or as JSON: for output units and numbered labels.",
+        show_default=False,
+    ),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Start over, whatever scan is kept there.")]
+SaveEvery = Annotated[float, typer.Option(min=0, help="Seconds between two times that the scan is saved.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Scan in so many processes, each with a GPU or a share of the cores.",
+        show_default="this process alone",
+    ),
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        help="Scan on a Dask cluster: its scheduler's address (tcp://host:8786) or its scheduler file. Needs "
+        "onnxviz[cluster], there too.",
+        show_default=False,
+    ),
+]
 Theme = Annotated[
     str, typer.Option(help="Colours of the report: light, dark, or auto (as the reader's system prefers).")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+JsonProgress = Annotated[
+    bool,
+    typer.Option(
+        "--json-progress",
+        help="For programs: print the run's course on standard output as JSON objects, one a line, and nothing else "
+        "there.",
+    ),
+]
+LogFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also append the run's course to this file, every skipped image and every error's traceback included.",
+        show_default=False,
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -123,29 +194,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 def main() -> None:
     """Run the command line."""
     app()
-
-
-@contextmanager
-def _errors(debug: bool) -> Iterator[None]:
-    """Errors as one line and an exit code: the error's own, 1 for what nobody foresaw, 130 for Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except OnnxvizError as error:
-        if debug:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except Exception as error:
-        if debug:
-            raise
-        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        typer.echo(f"Error: {kind}{error} (--debug shows where)", err=True)
-        raise typer.Exit(1) from None
 
 
 def _version(asked: bool) -> None:
@@ -168,26 +216,9 @@ def _app(
 @app.command()
 def analyze(
     model: ModelArgument,
-    layer: Annotated[
-        list[str],
-        typer.Option(
-            "--layer",
-            "-l",
-            help="A layer by name or alias (conv5), a glob (fire*/expand3x3), a range (conv1..conv5) or all (every "
-            "convolution and fully connected layer). Repeat it for more.",
-            show_default=False,
-        ),
-    ],
-    images: Annotated[
-        str | None,
-        typer.Option(
-            help="A folder (class sub-folders give labels), an image, an archive (.zip, .tar, .tgz …), or .npy/.npz; "
-            "also a URL (s3://, gs://, https:// …), and several by a pattern (train-{00..99}.tar, photos/*.jpg). "
-            "Without it, built-in samples that suit the input.",
-            show_default=False,
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Images to keep for each channel.")] = 9,
+    layer: LayersOption,
+    images: Images = None,
+    top: Top = 9,
     channels: Annotated[
         str | None, typer.Option(help="Channels to show, as 0-15,40.", show_default="all")
     ] = None,
@@ -206,25 +237,15 @@ def analyze(
             "training.",
         ),
     ] = False,
-    rank: Annotated[
-        str,
-        typer.Option(
-            help="Order images by the largest activation (max), by the sum over the map (sum), or not (first)."
-        ),
-    ] = "max",
+    rank: Rank = "max",
     seed: Annotated[
         str, typer.Option(help="Project the strongest unit (unit) or its whole map (map).")
     ] = "unit",
     overlap: Overlap = "sum",
     lrn: Lrn = None,
     activation: Activation = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read only the first N images.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images a run.", show_default="what suits cores and memory, up to 32"),
-    ] = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
     provider: Provider = "auto",
     engine: Engine = "auto",
     memory: Memory = "1G",
@@ -235,13 +256,7 @@ def analyze(
     size: Size = None,
     input_: Input = None,
     feed: Feed = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Class names, one a line or as JSON: for output units and numbered labels.",
-            show_default=False,
-        ),
-    ] = None,
+    labels: Labels = None,
     montage: Annotated[
         bool, typer.Option("--montage", help="Also write each layer's top images as one PNG.")
     ] = False,
@@ -256,13 +271,27 @@ def analyze(
             help="Also write the whole report as one HTML file, to send: OUT.html, beside the folder OUT.",
         ),
     ] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            help="Keep the scan here: the same command goes on where it was broken off.",
+            show_default="the report's folder",
+        ),
+    ] = None,
+    restart: Restart = False,
+    save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
-    with _errors(debug):
-        from onnxviz.analysis import analyze as run
-        from onnxviz.images.urls import masked
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
+        from onnxviz.analysis import analyze as do
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
@@ -271,65 +300,196 @@ def analyze(
         file = file_beside(target) if single_file else None
         if file:
             check_file(file)
-        with _Bar() as bar:
-            atlas = run(
-                model,
-                layers=layer,
-                images=images,
-                top=top,
-                channels=channels,
-                method=method or "deconvnet",
-                control=control,
-                rank=rank,
-                seed=seed,
-                overlap=overlap,
-                lrn=lrn,
-                activation=activation,
-                limit=limit,
-                batch_size=batch_size,
-                provider=provider,
-                engine=engine,
-                memory=_bytes(memory),
-                preprocess=preprocess,
-                mean=_numbers("--mean", mean),
-                std=_numbers("--std", std),
-                bgr=bgr,
-                size=_size(size),
-                image=input_,
-                feeds=_feeds(feed),
-                labels=labels,
-                montage=montage,
-                progress=bar,
-                report=target,
-                theme=theme,
-                command=shlex.join(["onnxviz", *map(masked, sys.argv[1:])]),
-            )
-            if file:
-                atlas.report_file(file, theme=theme)
-        skipped = atlas.provenance.skipped
-        typer.echo(f"{atlas.provenance.images:,} images scanned, {len(skipped):,} skipped")
-        for name, reason in skipped[:5]:
-            typer.echo(f"  skipped {name}: {reason}", err=True)
-        if len(skipped) > 5:
-            typer.echo(f"  … and {len(skipped) - 5:,} more, listed in the report", err=True)
+        atlas = do(
+            model,
+            layers=layer,
+            images=images,
+            top=top,
+            channels=channels,
+            method=method or "deconvnet",
+            control=control,
+            rank=rank,
+            seed=seed,
+            overlap=overlap,
+            lrn=lrn,
+            activation=activation,
+            limit=limit,
+            batch_size=batch_size,
+            provider=provider,
+            engine=engine,
+            memory=_bytes(memory),
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            montage=montage,
+            progress=progress,
+            report=target,
+            theme=theme,
+            run=run,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            command=_command(),
+        )
+        lines = [f"Report: {target / 'index.html'}"]
+        made = {"report": target / "index.html"}
+        if file:
+            progress.start("Packing", 0, "")
+            made["single_file"] = atlas.report_file(file, theme=theme)
+            lines.append(_file_line(file))
+            progress.finish()
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
-        page = target / "index.html"
-        typer.echo(f"Report: {page}")
-        if file:
-            typer.echo(_file_line(file))
+            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+        progress.result(lines, **made)
         if open_:
-            _browse(page)
+            _browse(made["report"])
+
+
+@app.command()
+def scan(
+    model: ModelArgument,
+    layer: LayersOption,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to keep the scan: a file that ends in .atlas, or a folder. The same command goes on where it "
+            "was broken off.",
+            show_default=False,
+        ),
+    ],
+    images: Images = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Scan only this part of the images, as 3/16: the third of sixteen.", show_default=False
+        ),
+    ] = None,
+    top: Top = 9,
+    rank: Rank = "max",
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    provider: Provider = "auto",
+    preprocess: Preset = None,
+    mean: Mean = None,
+    std: Std = None,
+    bgr: Bgr = None,
+    size: Size = None,
+    input_: Input = None,
+    feed: Feed = None,
+    labels: Labels = None,
+    restart: Restart = False,
+    save_every: SaveEvery = 60,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
+    debug: Debug = False,
+) -> None:
+    """Find each channel's strongest images and keep them, without a report: report draws it, merge joins shards."""
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
+        from onnxviz.analysis import scan as do
+
+        saved = do(
+            model,
+            out,
+            layers=layer,
+            images=images,
+            top=top,
+            rank=rank,
+            limit=limit,
+            shard=_shard(shard),
+            batch_size=batch_size,
+            provider=provider,
+            preprocess=preprocess,
+            mean=_numbers("--mean", mean),
+            std=_numbers("--std", std),
+            bgr=bgr,
+            size=_size(size),
+            image=input_,
+            feeds=_feeds(feed),
+            labels=labels,
+            restart=restart,
+            save_every=save_every,
+            workers=workers,
+            cluster=cluster,
+            progress=progress,
+        )
+        then = "onnxviz report" if saved.whole else "onnxviz merge"
+        progress.result([f"Scan: {out} ({then} goes on from here)"], scan=out)
+
+
+@app.command()
+def merge(
+    parts: Annotated[
+        list[Path],
+        typer.Argument(help="What scan wrote for each shard, in any order.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where to put the whole: a folder, or a file that ends in .atlas.",
+            show_default=False,
+        ),
+    ],
+    restart: Annotated[bool, typer.Option("--restart", help="Replace a scan that is there.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Put the shards of a scan together, and say which are missing or double."""
+    with console(debug=debug) as progress:
+        from onnxviz.analysis import merge as do
+
+        saved = do(parts, out, restart=restart)
+        count, skipped = saved.part.images, len(saved.part.skipped)
+        progress.note(f"{len(parts):,} parts: {count:,} images scanned, {skipped:,} skipped")
+        progress.result([f"Scan: {out} (onnxviz report goes on from here)"], scan=out)
 
 
 @app.command()
 def report(
-    run: RunArgument,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a report that analyze wrote, or of a saved atlas; or what scan or merge wrote."
+        ),
+    ],
     layer: OnlyLayers = None,
     channels: OnlyChannels = None,
     top: Annotated[
         int | None, typer.Option(min=1, help="Only so many images of each channel.", show_default="all")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Draw the scan anew by this method (deconvnet, guided, gradient). Repeat it to compare."
+        ),
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Draw the scan anew, also with shuffled weights.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="Where the model is now, to draw a scan.", show_default="where it was")
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Where the images are now, to draw a scan.", show_default="where they were"),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to run the network to draw a scan: auto, cuda or cpu.", show_default="where it ran"
+        ),
     ] = None,
     theme: Theme = "auto",
     out: Annotated[
@@ -344,32 +504,94 @@ def report(
         typer.Option("--single-file", help="Write one HTML file, to send, instead of a folder."),
     ] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    quiet: Quiet = False,
+    json_progress: JsonProgress = False,
+    log_file: LogFileOption = None,
     debug: Debug = False,
 ) -> None:
-    """Write a report once more, or a part of it, with neither the model nor the images."""
-    with _errors(debug):
-        from onnxviz.atlas import Atlas
+    """Write a report once more, or a part of it, with neither the model nor the images; or draw a scan's."""
+    with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
         from onnxviz.report.single import check_file, file_beside
 
         whole = file_beside(run) if single_file else run
         target = out or whole
         if single_file:
             check_file(target)
-        atlas = Atlas.load(run)
-        if layer or channels is not None or top is not None:
-            if target.resolve() == whole.resolve():
-                raise UsageError(
-                    "A part of a report must not replace the whole: give it a place of its own with --out."
-                )
-            atlas = atlas.only(layer, channels, top)
-        if single_file:
-            page = atlas.report_file(target, theme=theme)
-            typer.echo(_file_line(page))
+        redrawn = method or control or model or images or provider
+        if redrawn or _undrawn(run):
+            if run.suffix == ".atlas" and out is None:
+                raise UsageError(f"{run} is a file: name a folder for its report with --out.")
+            folder = target.with_suffix("") if single_file else target
+            if (
+                (run / "atlas.json").exists()
+                and (layer or channels or top)
+                and folder.resolve() == run.resolve()
+            ):
+                raise UsageError(_NOT_A_PART)
+            page = _draw(
+                run,
+                folder,
+                layers=layer,
+                channels=channels,
+                top=top,
+                method=method or "deconvnet",
+                control=control,
+                model=model,
+                images=images,
+                provider=provider,
+                theme=theme,
+                progress=progress,
+            )
+            if single_file:
+                from onnxviz.atlas import Atlas
+
+                page = Atlas.load(folder).report_file(target, theme=theme)
         else:
-            page = atlas.report(target, theme=theme)
-            typer.echo(f"Report: {page}")
+            page = _render(run, target, whole, layer, channels, top, theme, single_file)
+        line = _file_line(page) if single_file else f"Report: {page}"
+        progress.result([line], **{"single_file" if single_file else "report": page})
         if open_:
             _browse(page)
+
+
+def _undrawn(run: Path) -> bool:
+    """Whether there is a scan, and no atlas with pictures."""
+    from onnxviz.runs import scan_file
+
+    return scan_file(run).is_file() and not (run / "atlas.json").exists()
+
+
+def _draw(run: Path, target: Path, **options: Any) -> Path:
+    """Draw the report of a scan."""
+    from onnxviz.analysis import draw
+
+    draw(run, target, command=_command(), **options)
+    return target / "index.html"
+
+
+def _render(
+    run: Path,
+    target: Path,
+    whole: Path,
+    layer: list[str] | None,
+    channels: str | None,
+    top: int | None,
+    theme: str,
+    single_file: bool,
+) -> Path:
+    """Write the report of an atlas, or of a part of it."""
+    from onnxviz.atlas import Atlas
+    from onnxviz.locks import locked
+
+    atlas = Atlas.load(run)
+    if layer or channels is not None or top is not None:
+        if target.resolve() == whole.resolve():
+            raise UsageError(_NOT_A_PART)
+        atlas = atlas.only(layer, channels, top)
+    if single_file:
+        return atlas.report_file(target, theme=theme)
+    with locked(target):
+        return atlas.report(target, theme=theme)
 
 
 @app.command()
@@ -392,7 +614,7 @@ def export(
     debug: Debug = False,
 ) -> None:
     """Write tables and figures of a report, with neither the model nor the images."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz import export as writers
         from onnxviz.atlas import Atlas
 
@@ -425,8 +647,8 @@ def layers(
     debug: Debug = False,
 ) -> None:
     """List a model's layers: names, aliases, channels, output size, receptive field."""
-    with _errors(debug):
-        from onnxviz.analysis import open_network
+    with console(debug=debug):
+        from onnxviz.setup import open_network
 
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
         if as_json:
@@ -487,7 +709,7 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say what is understood of a model, how each operator is reversed, and whether it can be analysed."""
-    with _errors(debug):
+    with console(debug=debug):
         from dataclasses import asdict
 
         from onnxviz.check import check as run
@@ -544,11 +766,11 @@ def project(
     debug: Debug = False,
 ) -> None:
     """Project one unit of one image back to pixels: the image and the projection side by side, as PNG."""
-    with _errors(debug):
-        from onnxviz.analysis import open_network
+    with console(debug=debug):
         from onnxviz.pictures import project_image
         from onnxviz.places import slugs
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, recipe = open_network(
@@ -600,9 +822,9 @@ def export_deconv(
     Its inputs are the network's own images and units (M, 4): sample, channel, y, x. Its outputs: pixels (M, C, h, w),
     boxes (M, 4) where they lie (top, left, bottom, right), activations (M,) and maps (M, h, w).
     """
-    with _errors(debug):
-        from onnxviz.analysis import open_network
+    with console(debug=debug):
         from onnxviz.reverse.methods import make_method
+        from onnxviz.setup import open_network
 
         chosen = make_method(method, overlap=overlap, lrn=lrn, activation=activation)
         network, _ = open_network(model, provider="cpu", size=_size(size), image=input_, feeds=_feeds(feed))
@@ -616,7 +838,7 @@ def export_deconv(
 @app.command()
 def operators(debug: Debug = False) -> None:
     """List the operators that have a reverse rule: what it does, asks for, and where it approximates."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.reverse.operators import table
 
         rows = [
@@ -648,11 +870,18 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Write a classic network, from its published weight file, as ONNX."""
-    with _errors(debug):
+    with console(debug=debug):
         from onnxviz.converters import CONVERTERS
 
         path = CONVERTERS[network].run(weights, out, {"conv1_padding": conv1_padding})
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB. 'onnxviz layers {path}' lists its layers.")
+
+
+def _command() -> str:
+    """How the program was called, without the secrets of URLs."""
+    from onnxviz.images.urls import masked
+
+    return shlex.join(["onnxviz", *map(masked, sys.argv[1:])])
 
 
 def _file_line(file: Path) -> str:
@@ -790,6 +1019,15 @@ def _bytes(text: str) -> int:
     return size
 
 
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
+    if not match:
+        raise UsageError(f"--shard {text!r}: write the part and how many there are, such as 3/16.")
+    return int(match[1]), int(match[2])
+
+
 def _position(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
@@ -797,71 +1035,3 @@ def _position(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise UsageError(f"--position {text!r}: write Y,X, the row and column of the unit, such as 6,7.")
     return int(parts[0]), int(parts[1])
-
-
-class _Bar(Progress):
-    """Progress bars on standard error if that is a terminal, and notes on standard output."""
-
-    def __init__(self) -> None:
-        self._shown: Any = None
-        self._task: TaskID | None = None
-        self._make: Callable[[str], Any] | None = _bar_of if sys.stderr.isatty() else None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.finish()
-
-    def note(self, text: str) -> None:
-        """Print a line."""
-        typer.echo(text)
-
-    def start(self, task: str, total: int, unit: str) -> None:
-        """Show a bar with rate and time left."""
-        if self._make:
-            self._shown = self._make(unit)
-            self._shown.start()
-            self._task = self._shown.add_task(task, total=total)
-
-    def advance(self, count: int = 1) -> None:
-        """Move the bar."""
-        if self._shown:
-            self._shown.advance(self._task, count)
-
-    def finish(self) -> None:
-        """Leave the bar as it is."""
-        if self._shown:
-            self._shown.stop()
-            self._shown = None
-
-
-def _bar_of(unit: str) -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        """Steps a second."""
-
-        def render(self, task: Task) -> Text:
-            """The rate, or nothing before there is one."""
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
-
-    return Bars(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -12,7 +12,8 @@
     │   └── NoImagesError        nothing to scan
     ├── WeightsError             a weight file for a converter is not what it should be
     ├── ProviderError            the execution provider asked for is not there
-    └── AtlasError               a saved atlas cannot be read
+    ├── AtlasError               a saved atlas or scan cannot be read, written or put together
+    └── LockedError              another process works in the same place
 
 A message names the place, what was found and what was expected, and what to do next, in a line or two.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "AtlasError",
     "ImageError",
     "LayerNotFoundError",
+    "LockedError",
     "ModelError",
     "NoImagesError",
     "OnnxvizError",
@@ -34,10 +36,23 @@ __all__ = [
 ]
 
 
+_LONGEST = 480
+"""Characters of a message. Names out of a file may be of any length, and hold what a terminal would obey."""
+
+
 class OnnxvizError(Exception):
     """Base of all errors that onnxviz raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message, fit to be printed: what is not printable is spelled out, the middle of a long one left out."""
+        text = "".join(
+            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii")
+            for sign in super().__str__()
+        )
+        end = _LONGEST // 3
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - end - 3]} … {text[-end:]}"
 
 
 class UsageError(OnnxvizError):
@@ -79,4 +94,8 @@ class ProviderError(OnnxvizError):
 
 
 class AtlasError(OnnxvizError):
-    """A saved atlas that cannot be read."""
+    """A saved atlas or scan that cannot be read, written or put together with others."""
+
+
+class LockedError(OnnxvizError):
+    """Another process works in the same folder."""

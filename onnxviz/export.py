@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from onnxviz.atlas import Atlas, write_atomically
+from onnxviz.atlas import Atlas
 from onnxviz.errors import OnnxvizError
+from onnxviz.files import write_atomically
 from onnxviz.images import render
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.render import as_json

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from onnxviz.errors import UsageError
-from onnxviz.forward.scan import Scan
+from onnxviz.forward.part import Scan
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
 from onnxviz.model.graph import REAL_VALUES, ModelFile, Node

@@ -21,6 +21,7 @@ from onnxviz.model.joining import write_model
 from onnxviz.model.layers import PLUMBING, Layer, find_layer, find_layers, list_layers
 from onnxviz.model.normalize import normalize
 from onnxviz.model.patterns import recognise
+from onnxviz.model.soundness import check_sizes
 from onnxviz.model.spans import Span, Spans, whole
 from onnxviz.reverse.engine import (
     Plan,
@@ -254,20 +255,31 @@ class Network:
         """The model for inputs of the given shapes; others have their declared shapes, open sizes being 1."""
         key = tuple(fed.items())
         if key not in self._settled:
+            check_sizes(self._all_inputs(fed), self.file.path, self._advice)
             model, constants = self._specialised(fed)
             inferred = model.shapes(self._all_inputs(fed))
+            check_sizes(inferred, self.file.path, self._advice)
             graph = normalize(model.graph, constants, model.opset)
             graph, made = recognise(graph, constants, inferred)
             constants = constants.with_known(made)
             shapes = self._shapes_for(model, graph, constants, fed, _complete(inferred))
+            check_sizes(shapes, self.file.path, self._advice)
             others = frozenset(info.name for info in graph.inputs if info.name not in fed)
             self._settled[key] = _Settled(model, graph, constants, shapes, others)
         return self._settled[key]
+
+    @property
+    def _advice(self) -> str:
+        """What to do where images make the network's tensors too large."""
+        if None in (self.image.height, self.image.width):
+            return f"Images were {self.size[0]}×{self.size[1]}; give a smaller --size."
+        return ""
 
     def _specialised(self, fed: Mapping[str, Shape]) -> tuple[ModelFile, Constants]:
         """The model with its size arithmetic worked out, and control flow inlined that depends on it alone."""
         model, known, inputs = self.file, dict[str, Array](), self._all_inputs(fed)
         while names := _size_arithmetic(model.graph, model.constants, inputs):
+            check_sizes(model.shapes(inputs), self.file.path, self._advice)
             known.update(self._probe(model, names, fed))
             sure = known
             if model.graph.has_control_flow and self.image.batch is None:
@@ -329,6 +341,8 @@ class Network:
             values = self._probe(model, unknown, fed)
             known.update({name: value.shape for name, value in values.items() if hasattr(value, "shape")})
         fixed = {n for node in graph.nodes for n in node.inputs if n in constants}
+        # Those in between, too, before a run without a bound computes them on the way to what comes of them.
+        fixed |= {n for n in constants if n not in inferred and n not in model.initializers}
         constants.fetch(fixed - known.keys())
         for name in fixed - known.keys():
             known[name] = constants[name].shape
@@ -339,7 +353,7 @@ class Network:
         dtypes = {info.name: info.dtype for info in model.graph.inputs}
         inputs = self._all_inputs(fed)
         feeds = {n: np.zeros(s, dtypes[n]) for n, s in inputs.items() if dtypes[n] in _FEEDABLE}
-        session = Session(model, model.cut(tensors), optimise=False)
+        session = Session(model, model.cut(tensors), optimise=False, trial=True)
         try:
             return session.run(feeds)
         except ModelError as error:
@@ -410,6 +424,8 @@ class Network:
             self.model,
             self.image.name,
             cut,
+            shape=self.image.shape(self.image.batch or 1, self.size),
+            dtype=self.image.dtype,
             fixed=self.image.batch,
             provider=self.provider,
             threads=threads,

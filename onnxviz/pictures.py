@@ -19,6 +19,7 @@ from onnxviz.images.gallery import Gallery
 from onnxviz.images.plates import HitTiles, Picture, Plate, PlateStyle, side_by_side
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
+from onnxviz.interrupts import held_interrupts
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.places import compared_path, picture_paths, plate_style
@@ -84,7 +85,9 @@ def draw_layer(
     seed: str = "unit",
     montage: bool = False,
     begin: Callable[[LayerAtlas], None] | None = None,
+    before: Callable[[LayerAtlas, int], bool] | None = None,
     progress: Callable[[int], None] | None = None,
+    resumed: Callable[[int], None] | None = None,
 ) -> LayerAtlas:
     """Draw every pictured channel of a layer, and the row of all channels, into ``out``.
 
@@ -94,15 +97,24 @@ def draw_layer(
         montage: also write all cards as one PNG.
         begin: called with the layer once the positions of the row of all channels are known, before a picture is
             written.
+        before: says of a channel whether its pictures are there already. A group of channels that has all is not drawn
+            again, unless a montage needs it: whole groups, so that no picture depends on where a run was cut off.
         progress: called with the number of projections drawn since the last call.
+        resumed: called with the number of those that were there already.
 
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
-    artist, *others = [_Artist(way, one, gallery, preprocess, seed, progress) for way in ways]
     overall, cards = one.overall, {}
     alive = one.alive
-    with ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+    with held_interrupts() as check, ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+
+        def drawn(count: int) -> None:
+            check()
+            if progress:
+                progress(count)
+
+        artist, *others = [_Artist(way, one, gallery, preprocess, seed, drawn) for way in ways]
 
         def write(channel: int | None, plate: Plate, compared: Sequence[Sequence[Picture]]) -> None:
             written.append(pool.submit(_write, plate, compared, out, one.slug, channel, artist.style))
@@ -122,8 +134,13 @@ def draw_layer(
         for start in range(0, len(alive), step):
             for future in written:
                 future.result()  # the encoders must not fall behind by more than one group
+                check()
             written.clear()
             group = alive[start : start + step]
+            if before and not montage and all(before(one, channel) for channel in group):
+                if resumed:
+                    resumed(sum(len(one.topk.hits(channel)) for channel in group) * len(ways))
+                continue
             compared = [other.projections(group) for other in others]
             for channel, tiles in artist.channels(group):
                 plate = Plate.of(tiles)
@@ -132,6 +149,7 @@ def draw_layer(
                 write(channel, plate, [of[channel] for of in compared])
         for future in written:
             future.result()
+            check()
     return replace(one, overall=overall, montage=write_montage(cards, one, out) if cards else None)
 
 
@@ -177,7 +195,7 @@ class _Artist:
         gallery: Gallery,
         preprocess: Preprocess,
         seed: str,
-        progress: Callable[[int], None] | None,
+        progress: Callable[[int], None],
     ) -> None:
         self.network, self.recorder, self.control = way.network, way.recorder, way.control
         self.one, self.layer = one, one.layer
@@ -185,7 +203,7 @@ class _Artist:
         self.method = way.method
         self.unit_method = replace(way.method, unit_seed=True) if way.control else way.method
         self.style = plate_style(one.layer, self.network.size)
-        self.progress = progress or (lambda count: None)
+        self.progress = progress
 
     def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
         """Tiles of each channel's hits, best first. Each image is run forward once for all of them."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress"]
+__all__ = ["OPENING", "SCANNING", "Progress"]
+
+OPENING = "Opening"
+SCANNING = "Scanning"
+"""Phases. Others are "Recording", and "Projecting …" for each layer."""
 
 
 class Progress:
@@ -12,10 +16,16 @@ class Progress:
         """A fact that the user should know, in a line."""
 
     def start(self, task: str, total: int, unit: str) -> None:
-        """A phase begins, of ``total`` steps that are each one ``unit``."""
+        """A phase begins, of ``total`` steps that are each one ``unit``; 0 and "" where nothing is counted."""
+
+    def resumed(self, count: int) -> None:
+        """So many steps of the phase were done by a former run. They take no time, so they are not in the rate."""
 
     def advance(self, count: int = 1) -> None:
         """So many more steps are done."""
+
+    def skipped(self, name: str, reason: str) -> None:
+        """An image could not be read; it counts as a step like others."""
 
     def finish(self) -> None:
         """The phase is over."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.images.gallery import Gallery
+from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import Node
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
@@ -74,22 +75,24 @@ class Recorder:
         step = min(p.images_at_once for p, _ in shared)
         step = max(1, step // len(shared)) if records else step
         progress.start("Recording", len(images), "images")
-        for first in range(0, len(images), step):
-            chunk = images[first : first + step]
-            recording = self._network.record(
-                self._gallery.batch(chunk), tuple(tensors), tuple(pools.values())
-            )
-            for row, image in enumerate(chunk):
-                self._gallery.picture(image)
-                for name in records:
-                    self._values[name, image] = recording.values[name][row].copy()
-                for name in pools:
-                    self._switches[name, image] = recording.switches[name][row].copy()
-                for (_, one), layer in by_image[image].items():
-                    maps = np.transpose(recording.values[layer.tensor], layer.order)[row]
-                    own = maps if one.channel is None else maps[one.channel]
-                    self._maps[layer.tensor, image, one.channel] = own.astype(np.float32)
-            progress.advance(len(chunk))
+        with held_interrupts() as check:
+            for first in range(0, len(images), step):
+                chunk = images[first : first + step]
+                recording = self._network.record(
+                    self._gallery.batch(chunk), tuple(tensors), tuple(pools.values())
+                )
+                for row, image in enumerate(chunk):
+                    self._gallery.picture(image)
+                    for name in records:
+                        self._values[name, image] = recording.values[name][row].copy()
+                    for name in pools:
+                        self._switches[name, image] = recording.switches[name][row].copy()
+                    for (_, one), layer in by_image[image].items():
+                        maps = np.transpose(recording.values[layer.tensor], layer.order)[row]
+                        own = maps if one.channel is None else maps[one.channel]
+                        self._maps[layer.tensor, image, one.channel] = own.astype(np.float32)
+                progress.advance(len(chunk))
+                check()
         progress.finish()
         self._network.forget()
         self._kept = {p.layer.tensor for p, _ in shared}

@@ -6,8 +6,11 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from threading import Lock, Timer
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,27 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError
 
-__all__ = ["FATAL_ONLY", "PROVIDERS", "cores", "error_line", "open_session", "release_memory", "run_session"]
+__all__ = [
+    "FATAL_ONLY",
+    "PROVIDERS",
+    "cores",
+    "error_line",
+    "gpus",
+    "open_session",
+    "out_of_memory",
+    "release_memory",
+    "run_session",
+    "trial_options",
+]
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 FATAL_ONLY = 4
 """A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
+
+_TRIAL_BYTES = 4 << 30
+_TRIAL_SECONDS = 60.0
+"""What working out constants and sizes may take, all at once: a file can ask for any amount with a few bytes."""
 
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
 _PLACE = re.compile(r"(?:/\S+:\d+ .+?\)|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
@@ -37,6 +55,7 @@ def open_session(
     threads: int | None = None,
     arena: bool = True,
     initializers: Mapping[str, NDArray[Any]] | None = None,
+    trial: bool = False,
 ) -> ort.InferenceSession:
     """A session on a serialised model that was cut from the file ``path``.
 
@@ -45,6 +64,7 @@ def open_session(
         threads: that one operator may use; None for as many as there are cores.
         arena: whether the session keeps the memory of its largest run. Many sessions that take turns should not.
         initializers: values of those that the model only names; they are not copied before the session is made.
+        trial: on the CPU, bound the memory that runs take beside the weights; run it with `trial_options`.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -62,12 +82,17 @@ def open_session(
     if initializers:
         values = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in initializers.values()]
         options.add_external_initializers(list(initializers), values)
+    if trial:
+        _bound_trials()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS["cpu"]]
     if provider == "cuda":
         # TF32 rounds products to 10 bits.
         providers.insert(0, (PROVIDERS["cuda"], {"use_tf32": "0"}))
     try:
-        return ort.InferenceSession(cut, options, providers=providers)
+        # Without its own fallback, which prints, and tries what was tried already.
+        return ort.InferenceSession(cut, options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime raises types of its own
         raise ModelError(f"{path}: onnxruntime cannot run it: {error_line(error)}") from error
 
@@ -86,10 +111,73 @@ def run_session(
         raise ModelError(f"{path}: onnxruntime failed: {error_line(error)}") from error
 
 
+_bounding = Lock()
+
+
+def _bound_trials() -> None:
+    """One allocator for all trials of the process, which gives no more than `_TRIAL_BYTES`."""
+    with _bounding:
+        _register_bounded()
+
+
+@cache
+def _register_bounded() -> None:
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # Extended by what is asked for, not by doubling, and given back after each run.
+    limits = ort.OrtArenaCfg({"max_mem": _TRIAL_BYTES, "arena_extend_strategy": 1})
+    ort.create_and_register_allocator(place, limits)
+
+
+@contextmanager
+def trial_options() -> Iterator[ort.RunOptions]:
+    """Options for one run of a session that is a trial: it is broken off when it takes too long.
+
+    A Loop may be told to go on for ever.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    timer = Timer(_TRIAL_SECONDS, lambda: setattr(options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    finally:
+        timer.cancel()
+
+
+_NO_MEMORY = (
+    *("failed to allocate memory", "available memory of", "bad_alloc", "bad allocation", "out of memory"),
+    *(
+        "cuda_error_out_of_memory",
+        "cudaerrormemoryallocation",
+        "cublas_status_alloc_failed",
+        "unable to allocate",
+    ),
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of onnxruntime, CUDA, NumPy or Python says that there was not enough memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def gpus() -> int | None:
+    """NVIDIA GPUs that the driver finds, or None if there is no driver."""
+    name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return None
+    count = ctypes.c_int(0)
+    fine = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if fine else 0
 
 
 def release_memory() -> None:

@@ -18,7 +18,7 @@ from tests.model.nets import small, write
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PUBLIC = ["Atlas", "Network", "OnnxvizError", "Projections", "analyze", "load"]
+PUBLIC = ["Atlas", "Network", "OnnxvizError", "Projections", "analyze", "draw", "load", "merge", "scan"]
 
 
 def test_all_is_exactly_the_public_names():
@@ -175,6 +175,8 @@ def _options(command) -> str:
 def test_the_commands():
     assert list(_commands()) == [
         "analyze",
+        "scan",
+        "merge",
         "report",
         "export",
         "layers",

@@ -113,7 +113,7 @@ def test_the_files(made):
     assert {p.name for p in saved.iterdir() if p.is_file()} >= {"atlas.json", "arrays.npz"}
     assert not list(saved.rglob(".*"))  # nothing half-written
     facts = json.loads((saved / "atlas.json").read_text(encoding="utf-8"))
-    assert facts["format"] == 4
+    assert facts["format"] == 5
     with np.load(saved / "arrays.npz", allow_pickle=False) as arrays:
         assert "0/topk/score" in arrays
 
@@ -149,7 +149,7 @@ DAMAGE = {
         lambda f: (f / "arrays.npz").write_bytes((f / "arrays.npz").read_bytes()[:300]),
         "damaged",
     ),
-    "newer": (lambda f: _edit(f, lambda facts: facts.update(format=99)), "format 99.*format 4"),
+    "newer": (lambda f: _edit(f, lambda facts: facts.update(format=99)), "format 99.*format 5"),
     "no-format": (lambda f: _edit(f, lambda facts: facts.pop("format")), "damaged"),
     "key-missing": (lambda f: _edit(f, lambda facts: facts["layers"][0].pop("slug")), "damaged"),
     "key-unknown": (lambda f: _edit(f, lambda facts: facts["model"].update(colour="red")), "damaged"),

@@ -120,7 +120,7 @@ def test_what_is_far_is_waited_for_in_many_threads() -> None:
     for readers in (None, 24):
         most[0] = 0
         began = time.perf_counter()
-        got = list(prepared(Source("far", samples, readers=readers), recipe, 96, ahead=4))
+        got = list(prepared(Source("far", samples, readers=readers), recipe, range(96), ahead=4))
         assert [index for index, _ in got] == list(range(96))
     assert most[0] > 12
     assert time.perf_counter() - began < 96 * 0.05 / 2

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Responses", "ResponsesBuilder", "taken"]
+__all__ = ["Responses", "ResponsesBuilder", "capacity", "taken"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -30,6 +30,11 @@ class Responses:
     every: int
     image: Array
     largest: Array
+
+    @classmethod
+    def empty(cls, channels: int) -> Responses:
+        """No images yet."""
+        return cls(1, np.zeros(0, np.int64), np.zeros((0, channels), np.float32))
 
     def channels(self, part: slice) -> Responses:
         """Of some channels only."""
@@ -96,15 +101,20 @@ class Responses:
             r[rows, :kept] = np.where(usable, np.clip(best, -1, 1), np.nan)
         return number, r
 
-    def merge(self, other: Responses) -> Responses:
-        """Of the images of both, none of which is in both."""
+    def merge(self, other: Responses, most: int | None = None) -> Responses:
+        """Of the images of both, none of which is in both; thinned out if there are more than ``most``.
+
+        A sample of up to so many images, however it came about, is that of the smallest ``every`` that leaves no more.
+        """
         every = max(self.every, other.every)
-        image, largest = (
-            np.concatenate([getattr(one, name)[taken(one.image, every)] for one in (self, other)])
-            for name in ("image", "largest")
-        )
-        order = np.argsort(image, kind="stable")
-        return Responses(every, image[order], largest[order])
+        image, largest = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("image", "largest"))
+        while True:
+            kept = np.flatnonzero(taken(image, every))
+            if most is None or len(kept) <= most:
+                break
+            every *= 2
+        kept = kept[np.argsort(image[kept], kind="stable")]
+        return Responses(every, image[kept], largest[kept])
 
 
 def taken(images: Array, every: int) -> Array:
@@ -117,25 +127,34 @@ def taken(images: Array, every: int) -> Array:
     return spread <= np.uint64(2**64 // every - 1)
 
 
+def capacity(channels: int, most_bytes: int = _MOST_BYTES) -> int:
+    """How many images a sample may have: what ``most_bytes`` hold, but 512 whatever they take."""
+    return max(_LEAST_IMAGES, most_bytes // max(4 * channels, 1))
+
+
 class ResponsesBuilder:
     """Takes a sample as the images come in: all of them until there are too many, then one in 2, 4, 8 …
 
+    It goes on from a sample ``found`` before, if only `Responses.empty`.
+
     Args:
-        most_bytes: what the sample may take; it may have 512 images whatever they take.
+        most_bytes: what the sample may take (`capacity`).
     """
 
-    def __init__(self, channels: int, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(self, found: Responses, most_bytes: int = _MOST_BYTES) -> None:
         # All at once, and touched as it fills: small pieces that live long would keep freed memory from being used.
-        most = max(_LEAST_IMAGES, most_bytes // max(4 * channels, 1))
+        count, channels = found.largest.shape
+        most = max(capacity(channels, most_bytes), count)
         self._image = np.empty(most, np.int64)
         self._largest = np.empty((most, channels), np.float32)
-        self._count = 0
-        self._every = 1
+        self._image[:count], self._largest[:count] = found.image, found.largest
+        self._count = count
+        self._every = found.every
 
     def add(self, images: Array, largest: Array) -> None:
         """Count a batch: the numbers of its images (N,), and (N, C) of largest activations, NaN where not finite."""
         for row in range(len(images)):
-            if self._count == len(self._image) and self._takes(images[row]):
+            while self._takes(images[row]) and self._count == len(self._image):
                 self._thin_out()
             if self._takes(images[row]):
                 self._image[self._count], self._largest[self._count] = images[row], largest[row]
@@ -145,12 +164,11 @@ class ResponsesBuilder:
         return bool(taken(np.array([image]), self._every)[0])
 
     def _thin_out(self) -> None:
-        while self._count == len(self._image):
-            self._every *= 2
-            kept = np.flatnonzero(taken(self._image[: self._count], self._every))
-            for to, at in enumerate(kept.tolist()):  # in place, a row at a time
-                self._image[to], self._largest[to] = self._image[at], self._largest[at]
-            self._count = len(kept)
+        self._every *= 2
+        kept = np.flatnonzero(taken(self._image[: self._count], self._every))
+        for to, at in enumerate(kept.tolist()):  # in place, a row at a time
+            self._image[to], self._largest[to] = self._image[at], self._largest[at]
+        self._count = len(kept)
 
     def responses(self) -> Responses:
         """The sample so far."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import ImageError, NoImagesError, UsageError
-from onnxviz.forward.probes import layer_probes, reduced
-from onnxviz.forward.responses import Responses, ResponsesBuilder
-from onnxviz.forward.topk import ChannelStats, TopK, TopKBuilder
+from onnxviz.errors import AtlasError, ImageError, NoImagesError, UsageError
+from onnxviz.forward import ranges
+from onnxviz.forward.part import Part, Scan, Skip, Tally
+from onnxviz.forward.probes import layer_probes
+from onnxviz.forward.ranges import Range
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
 from onnxviz.interrupts import held_interrupts
@@ -26,7 +29,16 @@ from onnxviz.runtime import cores
 if TYPE_CHECKING:
     from onnxviz.network import Network
 
-__all__ = ["RANKS", "LayerScan", "Scan", "Workload", "prepared", "scan", "workload"]
+__all__ = [
+    "RANKS",
+    "Scanner",
+    "Workload",
+    "check_images",
+    "check_options",
+    "prepared",
+    "scan",
+    "workload",
+]
 
 Array: TypeAlias = NDArray[Any]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -38,36 +50,11 @@ MOST_HITS = 100
 """The largest ``top``: a channel's pictures are one file, and browsers and formats limit their size."""
 
 _LARGEST_BATCH = 32
+_LEAST_BATCHES = 8
+"""Of a small data set, so that it keeps several cores at work."""
 _CACHED_BYTES, _MOST_BYTES, _ALL_BYTES = 32 << 20, 256 << 20, 1 << 30
 """What the two largest activations of a run may take: by default, where larger batches pay, and of all runs at once."""
 _MOST_DECODERS = 32
-
-
-@dataclass(frozen=True)
-class LayerScan:
-    """What a scan found in a layer. ``overall`` ranks images by all channels together (one row).
-
-    ``responses`` are of a sample of the images.
-    """
-
-    layer: Layer
-    topk: TopK
-    overall: TopK
-    stats: ChannelStats
-    responses: Responses
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What a scan found.
-
-    ``skipped`` are (name, reason) of images that could not be read; ``note`` says if batches were special.
-    """
-
-    layers: tuple[LayerScan, ...]
-    images: int
-    skipped: tuple[tuple[str, str], ...]
-    note: str | None
 
 
 def scan(
@@ -81,6 +68,7 @@ def scan(
     limit: int | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
+    skip: Callable[[str, str], None] | None = None,
 ) -> Scan:
     """Find each channel's top images.
 
@@ -90,9 +78,34 @@ def scan(
         limit: read only the first so many samples.
         batch_size: images a run; see `workload` for the default.
         progress: called with (images done, images in all).
+        skip: called with (name, reason) of each image that could not be read.
 
     Raises:
         NoImagesError: not one image could be read.
+        UsageError: a number out of range, an unknown ranking.
+    """
+    check_options(top=top, rank=rank, limit=limit, batch_size=batch_size)
+    total = min(len(source.samples), limit or len(source.samples))
+    scanner = Scanner(network, source, layers, preprocess, rank=rank, total=total, batch_size=batch_size)
+    done = 0
+
+    def advanced(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress(done, total)
+
+    part = scanner.scan(Part.empty(layers, top), [(0, total)], advanced, skip=skip)
+    check_images(part, source)
+    return part.scan(layers)
+
+
+def check_options(
+    *, top: int = 1, rank: str = "max", limit: int | None = None, batch_size: int | None = None
+) -> None:
+    """Make sure that a scan can be made so.
+
+    Raises:
         UsageError: a number out of range, an unknown ranking.
     """
     if rank not in RANKS:
@@ -102,96 +115,131 @@ def scan(
             raise UsageError(f"The {name} must be 1 or more, not {number}.")
     if top > MOST_HITS:
         raise UsageError(f"At most {MOST_HITS} images are kept for each channel, not {top}.")
-    total = min(len(source.samples), limit or len(source.samples))
-    load = workload(network, layers, total)
-    size = batch_size or load.batch
-    # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
-    on_cpu = network.provider == "cpu"
-    probes = [
-        probe
-        for layer in reversed(layers)
-        for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
-    ]
-    runner = network.runner([], probes=probes, threads=load.threads)
-    tally = _Tally(layers, top, rank)
-    skipped: list[tuple[str, str]] = []
-    done = images = 0
-    running: deque[tuple[_Batch, Future[dict[str, Array]] | None]] = deque()
-
-    def finish_first() -> None:
-        nonlocal done, images
-        batch, future = running.popleft()
-        if future:
-            tally.add(future.result(), np.array(batch.images, np.int64))
-        images += len(batch.images)
-        done += len(batch.images) + len(batch.bad)
-        if progress:
-            progress(done, total)
-
-    with (
-        held_interrupts() as check,
-        closing(prepared(source, preprocess, total, ahead=(load.workers + 1) * size)) as items,
-        ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
-    ):
-        for batch in _batches(items, size):
-            for index, reason in batch.bad:
-                name = source.samples[index].name
-                skipped.append((name, reason.removeprefix(f"{name}: ")))
-            x = network.feed(preprocess.batch(batch.arrays)) if batch.arrays else None
-            running.append((batch, None if x is None else pool.submit(runner.run, x)))
-            check()
-            # One batch waits, so that no worker does.
-            while len(running) > load.workers:
-                finish_first()
-                check()
-        while running:
-            finish_first()
-            check()
-    if not images:
-        reasons = f" The first: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise NoImagesError(f"{source.description}: not one image could be read.{reasons}")
-    return Scan(tally.layers(), images, tuple(skipped), runner.note)
 
 
-class _Tally:
-    """What was found so far, of all channels of all layers side by side: NumPy is slow at many small arrays."""
+def check_images(part: Part, source: Source) -> None:
+    """Make sure that a scan that is over has counted something.
 
-    def __init__(self, layers: Sequence[Layer], top: int, rank: str) -> None:
+    Raises:
+        NoImagesError: not one image could be read.
+    """
+    if not part.images:
+        first = [f" The first: {name}: {reason}" for _, name, reason in part.skipped[:1]]
+        raise NoImagesError(f"{source.description}: not one image could be read.{''.join(first)}")
+
+
+class Scanner:
+    """A network set up to count the images of a source, any of them at a time.
+
+    Args:
+        rank: one of `RANKS`.
+        total: how many of the source's images there are to count in all, by whomever.
+        batch_size: images a run; see `workload` for the default. Batches end at multiples of it, so that it does not
+            matter where a range begins.
+        share: how many cores it may use, if not all of this process.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        source: Source,
+        layers: Sequence[Layer],
+        preprocess: Preprocess,
+        *,
+        rank: str,
+        total: int,
+        batch_size: int | None = None,
+        share: int | None = None,
+    ) -> None:
+        self._network, self._source, self._preprocess = network, source, preprocess
         self._layers, self._rank = layers, rank
-        ends = np.cumsum([layer.channels for layer in layers])
-        self._starts = ends - [layer.channels for layer in layers]
-        self._widths = np.repeat([layer.grid[1] for layer in layers], [layer.channels for layer in layers])
-        self._topk = TopKBuilder(int(ends[-1]), top)
-        self._overall = TopKBuilder(len(layers), top)
-        self._stats = ChannelStats.empty(int(ends[-1]), 0)
-        self._responses = ResponsesBuilder(int(ends[-1]))
+        self._load = workload(network, layers, total, share)
+        self.batch = batch_size or self._load.batch
+        # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
+        on_cpu = network.provider == "cpu"
+        probes = [
+            probe
+            for layer in reversed(layers)
+            for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
+        ]
+        self._runner = network.runner([], probes=probes, threads=self._load.threads)
+        self._runner.decide()
 
-    def add(self, outputs: Mapping[str, Array], images: Array) -> None:
-        """Count a batch: its raw outputs, and the numbers (N,) of its images."""
-        parts = [reduced(layer, outputs) for layer in self._layers]
-        values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
-        score = values["sum" if self._rank == "sum" else "max"]
-        score = np.where(finite, np.zeros_like(score) if self._rank == "first" else score, np.nan)
-        self._topk.add(score, values["max"], images, values["argmax"])
-        together = np.add.reduceat(np.where(finite, np.maximum(score, 0), 0), self._starts, 1, np.float64)
-        some = np.logical_or.reduceat(finite, self._starts, axis=1)
-        together = np.where(some, together, np.nan)
-        self._overall.add(together, together, images, np.zeros(together.shape, np.int64))
-        self._stats = self._stats.merge(ChannelStats.of_batch(values, 0))
-        self._responses.add(images, np.where(finite, values["max"], np.float32(np.nan)))
+    def scan(
+        self,
+        part: Part,
+        todo: Sequence[Range],
+        advanced: Callable[[int], None] | None = None,
+        *,
+        save: Callable[[Part], object] | None = None,
+        every: float = math.inf,
+        skip: Callable[[str, str], None] | None = None,
+    ) -> Part:
+        """Count the images of some ranges on top of what is known, which has none of them.
 
-    def layers(self) -> tuple[LayerScan, ...]:
-        """The layers, each for itself."""
-        found = []
-        topk, overalls = self._topk.topk(self._widths), self._overall.topk()
-        responses = self._responses.responses()
-        for index, (layer, start) in enumerate(zip(self._layers, self._starts, strict=True)):
-            part = slice(int(start), int(start) + layer.channels)
-            stats = self._stats.channels(part, math.prod(layer.size))
-            overall = overalls.channels(slice(index, index + 1))
-            found.append(LayerScan(layer, topk.channels(part), overall, stats, responses.channels(part)))
-        return tuple(found)
+        Args:
+            advanced: called with the number of images that are done more.
+            save: called with what is known, about ``every`` so many seconds, and when the scan is broken off; an
+                `AtlasError` that it raises ends the scan.
+            skip: called with the name of each image that cannot be read, and why.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C, after ``save``.
+        """
+        tally = Tally(self._layers, self._rank, part)
+        running: deque[tuple[_Batch, Future[dict[str, Array]] | None]] = deque()
+        saved_at = monotonic()
+
+        def known() -> Part:
+            return tally.part([self._runner.note] if self._runner.note else [])
+
+        def finish_first() -> None:
+            nonlocal saved_at
+            batch, future = running.popleft()
+            bad = [self._skip(index, error) for index, error in batch.bad]
+            tally.add(batch.range, future.result() if future else None, np.array(batch.images, np.int64), bad)
+            if skip:
+                for _, name, reason in bad:
+                    skip(name, reason)
+            if advanced:
+                advanced(batch.range[1] - batch.range[0])
+            if save and monotonic() - saved_at >= every:
+                save(known())
+                saved_at = monotonic()
+
+        source, load = self._source, self._load
+        numbers = (index for start, stop in todo for index in range(start, stop))
+        try:
+            with (
+                held_interrupts() as check,
+                closing(
+                    prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
+                ) as items,
+                ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
+            ):
+                for piece in ranges.pieces(todo, self.batch):
+                    batch = _batch(items, piece)
+                    x = self._network.feed(self._preprocess.batch(batch.arrays)) if batch.arrays else None
+                    running.append((batch, None if x is None else pool.submit(self._runner.run, x)))
+                    check()
+                    # One batch waits, so that no worker does.
+                    while len(running) > load.workers:
+                        finish_first()
+                        check()
+                while running:
+                    finish_first()
+                    check()
+        except BaseException as error:
+            # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
+            if save and tally.whole and not isinstance(error, AtlasError):
+                save(known())
+            raise
+        return known()
+
+    def _skip(self, index: int, error: ImageError) -> Skip:
+        name = self._source.samples[index].name
+        reason = ImageError(error.args[0].removeprefix(f"{name}: "))  # before anything in the name is escaped
+        return index, name, str(reason)
 
 
 @dataclass(frozen=True)
@@ -203,12 +251,13 @@ class Workload:
     threads: int | None
 
 
-def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload:
-    """Shares for a scan of so many images.
+def workload(network: Network, layers: Sequence[Layer], images: int, share: int | None = None) -> Workload:
+    """Shares for a scan of so many images, on so many cores, or all that there are.
 
     On a CPU each core runs batches of its own: small operators leave cores idle when several share one, and what a
     small batch leaves behind is still in the cache when it is read. Fully connected layers ask for larger batches,
-    since their weights are read anew in each.
+    since their weights are read anew in each. The batch, a power of 2 times what the file fixes, does not depend on the
+    number of cores: the height of a matrix product may change its last bits.
     """
     shapes = network.shapes()
     needed = network.graph.ancestors(layer.tensor for layer in layers) & network.graph.descendants(
@@ -219,13 +268,11 @@ def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload
     image = max(sum(largest), 1)
 
     def batch(most: int, images: int) -> int:
-        images = min(most // image, _LARGEST_BATCH, images)
-        return max(fixed, images // fixed * fixed)
+        times = min(most // image, _LARGEST_BATCH, images) // fixed
+        return fixed << max(times.bit_length() - 1, 0)
 
     if network.provider != "cpu":
         return Workload(batch(_MOST_BYTES, images), 1, None)
-    available = cores()
-    workers = max(1, min(available, _ALL_BYTES // image, images))
     dense = sum(
         4 * network.constants[name].size
         for node in network.graph.nodes
@@ -233,14 +280,16 @@ def workload(network: Network, layers: Sequence[Layer], images: int) -> Workload
         for name in node.inputs[1:2]
         if name in network.constants
     )
-    most = min(max(dense, _CACHED_BYTES), _MOST_BYTES, _ALL_BYTES // workers)
-    return Workload(batch(most, math.ceil(images / workers)), workers, max(1, available // workers))
+    size = batch(min(max(dense, _CACHED_BYTES), _MOST_BYTES), math.ceil(images / _LEAST_BATCHES))
+    available = share or cores()
+    workers = max(1, min(available, _ALL_BYTES // (size * image), math.ceil(images / size)))
+    return Workload(size, workers, max(1, available // workers))
 
 
 def prepared(
-    source: Source, preprocess: Preprocess, total: int, *, ahead: int
+    source: Source, preprocess: Preprocess, numbers: Iterable[int], *, ahead: int
 ) -> Generator[tuple[int, Array | ImageError], None, None]:
-    """The first ``total`` samples as input arrays (C, H, W), in order, decoded ``ahead`` in threads."""
+    """Samples by their numbers as input arrays (C, H, W), in order, decoded ``ahead`` in threads."""
 
     def read(index: int) -> Array | ImageError:
         try:
@@ -248,42 +297,41 @@ def prepared(
         except ImageError as error:
             return error
 
+    following = iter(numbers)
     readers = source.readers or min(_MOST_DECODERS, cores())
     ahead = max(ahead, source.readers or 0)
     with ThreadPoolExecutor(readers, "onnxviz-decode") as pool:
-        waiting: deque[Future[Array | ImageError]] = deque()
-        following = 0
+        waiting: deque[tuple[int, Future[Array | ImageError]]] = deque()
         try:
-            for index in range(total):
-                while following < total and len(waiting) < ahead:
-                    waiting.append(pool.submit(read, following))
-                    following += 1
-                yield index, waiting.popleft().result()
+            while True:
+                for index in islice(following, ahead - len(waiting)):
+                    waiting.append((index, pool.submit(read, index)))
+                if not waiting:
+                    return
+                index, future = waiting.popleft()
+                yield index, future.result()
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some images and their arrays, and (index, reason) of what was skipped on the way."""
+    """Some images and their arrays, and those that could not be read on the way, with why."""
 
+    range: Range
     images: list[int]
     arrays: list[Array]
-    bad: list[tuple[int, str]]
+    bad: list[tuple[int, ImageError]]
 
 
-def _batches(items: Iterator[tuple[int, Array | ImageError]], size: int) -> Iterator[_Batch]:
-    """Batches of up to ``size`` images."""
-    batch = _Batch([], [], [])
-    for index, item in items:
+def _batch(items: Iterator[tuple[int, Array | ImageError]], piece: Range) -> _Batch:
+    """The images of a range, which come next."""
+    batch = _Batch(piece, [], [], [])
+    for index, item in islice(items, piece[1] - piece[0]):
         if isinstance(item, ImageError):
-            batch.bad.append((index, str(item)))
+            batch.bad.append((index, item))
         else:
             batch.images.append(index)
             batch.arrays.append(item)
-        if len(batch.arrays) == size:
-            yield batch
-            batch = _Batch([], [], [])
-    if batch.images or batch.bad:
-        yield batch
+    return batch

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,15 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError, ProviderError, UsageError
 from onnxviz.model.graph import ModelFile
-from onnxviz.runtime import FATAL_ONLY, PROVIDERS, error_line, open_session
+from onnxviz.runtime import (
+    FATAL_ONLY,
+    PROVIDERS,
+    error_line,
+    gpus,
+    open_session,
+    out_of_memory,
+    trial_options,
+)
 
 __all__ = ["Runner", "Session", "choose_provider"]
 
@@ -54,13 +60,10 @@ def _cuda_problem() -> str | None:
     """
     if PROVIDERS["cuda"] not in ort.get_available_providers():
         return "this onnxruntime is built without it"
-    name = {"win32": "nvcuda.dll"}.get(sys.platform, "libcuda.so.1")
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
+    count = gpus()
+    if count is None:
         return "there is no NVIDIA driver"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+    if not count:
         return "the NVIDIA driver finds no GPU"
     with _quiet():
         ort.preload_dlls()
@@ -104,6 +107,7 @@ class Session:
 
     Args:
         threads: that one run may use; None for as many as there are cores.
+        trial: bound the memory and time of a run, on the CPU.
 
     Raises:
         ModelError: onnxruntime does not accept the model; its reason is given.
@@ -117,9 +121,13 @@ class Session:
         provider: str = "cpu",
         optimise: bool = True,
         threads: int | None = None,
+        trial: bool = False,
     ) -> None:
-        self._session = open_session(cut, model.path, provider, optimise=optimise, threads=threads)
+        self._session = open_session(
+            cut, model.path, provider, optimise=optimise, threads=threads, trial=trial
+        )
         self._provider = provider
+        self._trial = trial
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         self.inputs = tuple(i.name for i in self._session.get_inputs())
@@ -139,11 +147,16 @@ class Session:
         try:
             values = self._on_device(feeds) if self._provider != "cpu" else self._in_memory(feeds)
         except Exception as error:
-            raise ModelError(f"{self.path}: onnxruntime failed: {error_line(error)}") from error
+            kind = _NoMemoryError if out_of_memory(error) else ModelError
+            raise kind(f"{self.path}: onnxruntime failed: {error_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def _in_memory(self, feeds: Mapping[str, Array]) -> list[Array]:
-        return list(self._session.run(None, {name: feeds[name] for name in self.inputs}))
+        given = {name: feeds[name] for name in self.inputs}
+        if not self._trial:
+            return list(self._session.run(None, given))
+        with trial_options() as options:
+            return list(self._session.run(None, given, options))
 
     def _on_device(self, feeds: Mapping[str, Array]) -> list[Array]:
         # A binding for each run: several threads may share a session.
@@ -157,16 +170,21 @@ class Session:
         return list(binding.copy_outputs_to_cpu())
 
 
+class _NoMemoryError(ModelError):
+    """There was not enough memory for a run; fewer images at once may do."""
+
+
 class Runner:
     """Runs any number of images through a cut model, in whatever batches it takes.
 
-    A file that fixes its batch is tried at larger ones: where two of its own batches give the same in one run,
-    that is how it is used; else the images go through in the file's own batches, the last filled up. A file that
-    leaves its batch open and then fails to keep a row an image is run one by one. ``note`` says which. Several threads
-    may run batches at once.
+    A file that fixes its batch is tried at larger ones (`decide`): where two of its own batches give the same in one
+    run, that is how it is used; else the images go through in the file's own batches, the last filled up. A file that
+    leaves its batch open and then fails to keep a row an image is run one by one. Where memory is short, fewer images
+    are run at once. ``note`` says which. Several threads may run batches at once.
 
     Args:
         cut: makes the cut model for a batch: None for what the file says, "N" for any.
+        shape: of a batch: the file's own, or of one image where it is open.
         fixed: the batch that the file fixes, or None.
         threads: that one run may use; None for as many as there are cores.
     """
@@ -177,17 +195,29 @@ class Runner:
         image: str,
         cut: Callable[[str | None], bytes],
         *,
+        shape: Sequence[int],
+        dtype: str,
         fixed: int | None,
         provider: str,
         threads: int | None = None,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
+        self._shape, self._dtype = tuple(shape), dtype
+        self._provider = provider
         self._open = partial(Session, model, provider=provider, threads=threads)
         self._session = self._open(cut(None))
-        self._tried = fixed is None
-        self._trying = Lock()
+        self._undecided = fixed is not None
+        self._deciding = Lock()
         self.fixed = fixed
-        self.note: str | None = None
+        self._most: int | None = None
+        self._notes: dict[str, str] = {}
+        self._turns = Condition()
+        self._running, self._alone = 0, False
+
+    @property
+    def note(self) -> str | None:
+        """What was special about batches, in a sentence or two; None if nothing was."""
+        return " ".join(self._notes.values()) or None
 
     def run(self, x: Array) -> dict[str, Array]:
         """All outputs, a row an image.
@@ -195,21 +225,39 @@ class Runner:
         Raises:
             ModelError: onnxruntime failed.
         """
-        with self._trying:
-            if not self._tried and self.fixed is not None and len(x) > self.fixed:
-                self._try_free(x, self.fixed)
+        if self.fixed is not None and len(x) > self.fixed:
+            self.decide()
+        parts: list[dict[str, Array]] = []
+        start = 0
+        while start < len(x) or not parts:
+            rows = min(self._most or len(x), len(x) - start)
+            try:
+                with self._turn():
+                    parts.append(self._run(x[start : start + rows]))
+                start += rows
+            except _NoMemoryError as error:
+                self._run_fewer(rows, error)
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run(self, x: Array) -> dict[str, Array]:
         if self.fixed is None:
             found = self._at_once(x)
             if found is not None:
                 return found
             self.fixed = 1
-            self.note = "The model leaves its batch open but does not keep it; images were run one by one."
+            self._notes["batch"] = (
+                "The model leaves its batch open but does not keep it; images were run one by one."
+            )
         return self._in_batches(x, self.fixed)
 
     def _at_once(self, x: Array) -> dict[str, Array] | None:
         """All images in one run; None if several do not go together, though one alone might."""
         try:
             found = self._once(self._session, x)
+        except _NoMemoryError:
+            raise
         except ModelError:
             if len(x) == 1:
                 raise
@@ -237,33 +285,98 @@ class Runner:
     def _once(self, session: Session, x: Array) -> dict[str, Array]:
         return session.run({self._image: x})
 
-    def _try_free(self, x: Array, fixed: int) -> None:
-        """Open the batch if two of the file's own batches, one of images and one of noise, go together.
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A run; where even one image was too much beside others, no other runs meanwhile."""
+        with self._turns:
+            self._turns.wait_for(lambda: not (self._alone and self._running))
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._running -= 1
+                self._turns.notify_all()
 
-        Noise is sure to differ from the images: of two alike a graph that mixes its batch shows nothing.
+    def _run_fewer(self, rows: int, error: ModelError) -> None:
+        """From now on half as many images at once; of the fewest, one run after the other.
+
+        Raises:
+            ModelError: that was so already.
         """
-        self._tried = True
-        self.note = f"The model fixes its batch at {fixed}, and larger ones change its outputs: it was kept."
-        images = x[:fixed]
-        low, high = float(images.min()), max(float(images.max()), float(images.min()) + 1)
-        noise = np.random.default_rng(0).uniform(low, high, images.shape).astype(x.dtype)
-        sample = np.concatenate([images, noise])
+        least = self.fixed or 1
+        with self._turns:
+            if rows > least:
+                most = max(rows // 2 // least * least, least)
+                self._most = min(most, self._most or most)
+            elif self._alone:
+                elsewhere = "" if self._provider == "cpu" else ", use --provider cpu"
+                raise ModelError(
+                    f"{self._model.path}: there is not enough memory for {least} image{'s' * (least > 1)}. Choose "
+                    f"fewer layers{elsewhere}, or where the model allows it smaller images (--size)."
+                ) from error
+            else:
+                self._alone = True
+            at_once = f"{self._most or least} at a time"
+            self._notes["memory"] = (
+                f"Memory was short: images were run {at_once}{', in one thread' * self._alone}."
+            )
+
+    def decide(self) -> None:
+        """Find out whether a file that fixes its batch can be run at larger ones; what is found stays.
+
+        It does not depend on any image, so that all parts of a scan find the same: two of the file's own batches, of
+        noise, go through one by one and together.
+        """
+        with self._deciding:
+            if self._undecided and self.fixed is not None:
+                self._try_free(self.fixed)
+            self._undecided = False
+
+    def _try_free(self, fixed: int) -> None:
+        """Open the batch if two of the file's own batches go together.
+
+        The two differ: of two alike a graph that mixes its batch shows nothing.
+        """
+        self._notes["batch"] = (
+            f"The model fixes its batch at {fixed}, and larger ones change its outputs: it was kept."
+        )
+        sample = self._noise()
         want = self._in_batches(sample, fixed)
         try:
             free = self._open(self._cut("N"))
             got = self._once(free, sample)
+        except _NoMemoryError:
+            self._notes["batch"] = (
+                f"The model fixes its batch at {fixed}; there was no memory for larger ones."
+            )
+            return
         except ModelError:
             return
         if all(got[name].shape == want[name].shape and _agree(got[name], want[name]) for name in want):
             self._session, self.fixed = free, None
-            self.note = (
+            self._notes["batch"] = (
                 f"The model fixes its batch at {fixed}; larger ones gave the same outputs and were used."
             )
+
+    def _noise(self) -> Array:
+        """Two of the file's own batches: about what a network takes that wants values around 0, and 0 to 255.
+
+        In half precision such large values overflow in networks that want small ones.
+        """
+        rng = np.random.default_rng(0)
+        most = 4.0 if self._dtype == "float16" else 255.0
+        low = 0.0 if self._dtype == "uint8" else -2.0
+        sample = [rng.uniform(low, 2.0, self._shape), rng.uniform(0, most, self._shape)]
+        return np.concatenate(sample).astype(self._dtype)
 
 
 def _agree(value: Array, want: Array) -> bool:
     if value.dtype.kind in "iu":
         # A place may move between two values that rounding made equal.
         return bool((value == want).mean() > 0.99)
-    scale = float(np.abs(want).max(initial=0))
-    return bool(np.allclose(value, want, rtol=1e-4, atol=1e-5 * scale))
+    fine = np.isfinite(want)
+    if not np.array_equal(fine, np.isfinite(value)):
+        return False
+    scale = float(np.abs(want[fine]).max(initial=0))
+    return bool(np.allclose(value[fine], want[fine], rtol=1e-4, atol=1e-5 * scale))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from onnxviz.forward import exact
 
 __all__ = ["ChannelStats", "Hit", "TopK", "TopKBuilder"]
 
@@ -64,6 +67,11 @@ class TopK:
         """Of some channels only."""
         return TopK(**{name: array[part] for name, array in self.arrays().items()})
 
+    def folded(self, widths: Array) -> TopK:
+        """With places in flattened maps, which are all in ``x``, as rows and columns of maps ``widths`` (C,) wide."""
+        y, x = np.divmod(self.x, np.reshape(widths, (-1, 1)))
+        return TopK(self.score, self.activation, self.image, y.astype(np.int32), x.astype(np.int32))
+
     def first(self, k: int) -> TopK:
         """The best ``k`` of each channel only."""
         return TopK(**{name: array[:, :k] for name, array in self.arrays().items()})
@@ -94,18 +102,20 @@ class TopK:
 class TopKBuilder:
     """The best ``k`` images of each channel so far, as they come in; sorted when they are asked for (`topk`).
 
+    It goes on from those ``found`` before, if only `TopK.empty`. Places in flattened maps stand in ``x``.
     What an image costs is a comparison a channel, and a little more where it gets a place, which is soon rare.
     """
 
-    def __init__(self, channels: int, k: int) -> None:
-        self._score = np.full((channels, k), -np.inf, np.float64)
-        self._activation = np.full((channels, k), -np.inf, np.float32)
-        self._image = np.full((channels, k), _NO_IMAGE, np.int64)
-        self._place = np.zeros((channels, k), np.int64)
+    def __init__(self, found: TopK) -> None:
+        self._score, self._activation, self._image = (
+            array.copy() for array in (found.score, found.activation, found.image)
+        )
+        self._place = found.x.astype(np.int64)
         # Of each channel the place to be lost next: where it is, its score and its image.
-        self._slot = np.zeros(channels, np.intp)
-        self._last = self._score[:, 0].copy()
-        self._holder = self._image[:, 0].copy()
+        channels, k = self._score.shape
+        self._slot = np.full(channels, k - 1, np.intp)
+        self._last = self._score[:, -1].copy()
+        self._holder = self._image[:, -1].copy()
 
     def add(self, score: Array, activation: Array, images: Array, place: Array) -> None:
         """Count a batch: the numbers of its images (N,), and (N, C) each of scores, of strongest units and where
@@ -129,29 +139,28 @@ class TopKBuilder:
             self._slot[rows], self._last[rows] = slot, last
             self._holder[rows] = holders[np.arange(len(rows)), slot]
 
-    def topk(self, widths: Array | int = 1) -> TopK:
-        """The best, best first. ``widths`` of maps, (C,) or one for all, tell in which row and column a place is."""
+    def topk(self) -> TopK:
+        """The best, best first; all places are in ``x`` (`TopK.folded`)."""
         order = np.lexsort((self._image, -self._score), axis=1)
         score, activation, image, place = (
             np.take_along_axis(a, order, 1) for a in (self._score, self._activation, self._image, self._place)
         )
-        y, x = np.divmod(place, np.reshape(widths, (-1, 1)))
-        return TopK(score, activation, image, y.astype(np.int32), x.astype(np.int32))
+        return TopK(score, activation, image, np.zeros(place.shape, np.int32), place.astype(np.int32))
 
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """What all images together say of each channel; every array is (C,).
+    """What all images together say of each channel; every array is (C,), but for ``sums`` (`exact.PLACES`, C).
 
-    ``images``: how many were counted. ``total``: the sum over all their units. ``active_images``: those with a unit
-    above 0. ``not_finite``: images in which the channel had NaN or infinity (not counted elsewhere).
+    ``images``: how many were counted. ``sums``: over all their units, exact (`exact.digits`). ``active_images``: those
+    with a unit above 0. ``not_finite``: images in which the channel had NaN or infinity (not counted elsewhere).
     ``positions`` is the number of units of a map.
     """
 
     positions: int
     images: Array
     largest: Array
-    total: Array
+    sums: Array
     active_images: Array
     not_finite: Array
 
@@ -162,7 +171,7 @@ class ChannelStats:
             positions,
             np.zeros(channels, np.int64),
             np.full(channels, -np.inf, np.float32),
-            np.zeros(channels, np.float64),
+            np.zeros((exact.PLACES, channels), np.int64),
             np.zeros(channels, np.int64),
             np.zeros(channels, np.int64),
         )
@@ -178,26 +187,32 @@ class ChannelStats:
             positions,
             fine.sum(0),
             largest.max(0),
-            total.sum(0, dtype=np.float64),
+            exact.digits(total),
             (largest > 0).sum(0),
             (~fine).sum(0),
         )
 
+    @cached_property
+    def total(self) -> Array:
+        """The sum over all units of all images, (C,) float64."""
+        return exact.rounded(self.sums)
+
     def channels(self, part: slice, positions: int) -> ChannelStats:
         """Of some channels only, whose maps have ``positions`` units."""
-        return ChannelStats(positions, **{name: array[part] for name, array in self.arrays().items()})
+        return ChannelStats(positions, **{name: array[..., part] for name, array in self.arrays().items()})
 
     def merge(self, other: ChannelStats) -> ChannelStats:
-        """Of the images of both."""
+        """Of the images of both; the same to the last bit however images were shared out."""
         return ChannelStats(
             self.positions,
             self.images + other.images,
             np.maximum(self.largest, other.largest),
-            self.total + other.total,
+            self.sums + other.sums,
             self.active_images + other.active_images,
             self.not_finite + other.not_finite,
         )
 
     def arrays(self) -> dict[str, Array]:
         """All arrays, by name, for saving."""
-        return {name: value for name, value in vars(self).items() if name != "positions"}
+        names = ("images", "largest", "sums", "active_images", "not_finite")
+        return {name: getattr(self, name) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -194,10 +195,12 @@ def save(picture: Array, path: Path, *, lossless: bool = False, quality: int = 8
     """Write a picture as the format that the file's ending names: .webp, .png or .jpg; no half of one is left."""
     kind = path.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
     content = encode(picture, kind, lossless=lossless, quality=quality)
+    partial = path.with_name(f".part-{path.name}")
     try:
-        path.write_bytes(content)
+        partial.write_bytes(content)
+        os.replace(partial, path)  # noqa: PTH105 (Path.replace builds a new Path a file)
     except OSError:
-        path.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 

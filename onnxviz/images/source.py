@@ -363,6 +363,12 @@ def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
     return Source(description, samples, rows=rows, readers=file.readers)
 
 
+def _is_array(path: Path) -> bool:
+    """Whether a file begins as NumPy writes one array; else it should be an archive of several."""
+    with path.open("rb") as stream:
+        return stream.read(6) == b"\x93NUMPY"
+
+
 def _load_arrays(
     file: LocalFile | RemoteFile,
 ) -> tuple[NDArray[Any] | Rows, NDArray[Any] | None, str]:
@@ -372,13 +378,11 @@ def _load_arrays(
         with quiet():
             if isinstance(file, RemoteFile) and file.name.lower().endswith(".npy"):
                 return Rows(file), None, ""
-            opened: Any = file.path if isinstance(file, LocalFile) else Opened(file)
-            loaded = np.load(
-                opened, mmap_mode="r" if isinstance(file, LocalFile) else None, allow_pickle=False
-            )
-            if isinstance(loaded, np.ndarray):
-                return loaded, None, ""
-            with loaded:
+            if isinstance(file, LocalFile) and _is_array(Path(file.path)):
+                return np.load(file.path, mmap_mode="r", allow_pickle=False), None, ""
+            # Opened here: np.load leaves the file open when it is no archive.
+            opened: Any = Path(file.path).open("rb") if isinstance(file, LocalFile) else Opened(file)  # noqa: SIM115
+            with opened, np.load(opened, allow_pickle=False) as loaded:
                 named = next((name for name in IMAGE_ARRAYS if name in loaded.files), None)
                 names = loaded.files if named is None else [named]
                 array = next((value for name in names if (value := loaded[name]).ndim >= 3), None)

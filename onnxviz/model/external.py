@@ -30,14 +30,18 @@ class ExternalFiles:
             ValueError: the location is not one that a model may read, or the file is too short; says why.
             OSError: the file cannot be opened.
         """
-        if location not in self._mapped:
-            self._mapped[location] = self._map(location)
-        data = self._mapped[location]
+        data = self.whole(location)
         if offset < 0 or offset + length > len(data):
             raise ValueError(
                 f"bytes {offset} to {offset + length} are outside the file, which has {len(data)}"
             )
         return data[offset : offset + length]
+
+    def whole(self, location: str) -> np.ndarray:
+        """All bytes of a file, as of `read`."""
+        if location not in self._mapped:
+            self._mapped[location] = self._map(location)
+        return self._mapped[location]
 
     def _map(self, location: str) -> np.ndarray:
         relative = Path(os.path.normpath(location))

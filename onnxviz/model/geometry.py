@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnxviz.model.pulls import pull
+from onnxviz.model.soundness import understood
 from onnxviz.model.spans import Span, Spans
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def fields(
             if not output or output not in shapes or 0 in shapes[output]:
                 continue
             unit = tuple(Span(1, 0, 1, axis) for axis in range(len(shapes[output])))
-            pulled = pull(node, index, unit, shapes)
-            seen = [_compose(found[name], pulled.inputs[i]) for i, name in sources]
+            with understood(node):
+                pulled = pull(node, index, unit, shapes)
+                seen = [_compose(found[name], pulled.inputs[i]) for i, name in sources]
             found[output] = Field(tuple(_merge([f.axes[k] for f in seen]) for k in (0, 1)))  # type: ignore[arg-type]
     return found
 

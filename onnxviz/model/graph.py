@@ -40,7 +40,8 @@ from onnxviz.model.inline import (
 from onnxviz.model.lrn import MOST_CHANNELS, spell_out_lrn
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
 from onnxviz.model.sizes import shape_only, value_sized
-from onnxviz.runtime import open_session
+from onnxviz.model.soundness import BITS
+from onnxviz.runtime import error_line, open_session, trial_options
 
 __all__ = [
     "REAL_VALUES",
@@ -61,10 +62,6 @@ Shape: TypeAlias = tuple[int, ...]
 
 REAL_VALUES = ":real"
 """Ends the names of tensors that are added: the real values that a quantised operator's whole numbers stand for."""
-
-
-_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
-"""Types whose elements share bytes."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +226,37 @@ class ModelFile:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @cached_property
+    def weight_files(self) -> tuple[str, ...]:
+        """The files, relative to the model's folder, that hold its external data."""
+        entries = (
+            entry.value
+            for tensor in self.initializers.values()
+            if external_data_helper.uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        )
+        return tuple(sorted(set(entries)))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file and of what `weight_files` hold, in hexadecimal.
+
+        Raises:
+            ModelError: one of them is not there, or is one that a model may not read.
+        """
+        if not self.weight_files:
+            return self.sha256
+        whole = hashlib.sha256(self.sha256.encode())
+        for location in self.weight_files:
+            try:
+                data = self._files.whole(location)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{self.path}: {location!r} cannot be read: {first_line(error)}.") from error
+            whole.update(f"\0{location}\0".encode("utf-8", "surrogateescape"))
+            whole.update(hashlib.sha256(memoryview(data)).digest())  # type: ignore[arg-type]
+        return whole.hexdigest()
+
     @property
     def opset(self) -> int:
         """Version of the default operator set, after conversion."""
@@ -321,7 +349,7 @@ class ModelFile:
         external = external_data_helper.uses_external_data(tensor)
         try:
             return self._mapped(tensor) if external else np.asarray(numpy_helper.to_array(tensor))
-        except (OSError, TypeError, ValueError) as error:
+        except (KeyError, MemoryError, OSError, OverflowError, TypeError, ValueError) as error:
             reason = first_line(error)
             if not external:
                 raise ModelError(f"{self.path}: the tensor {tensor.name!r} is damaged: {reason}.") from error
@@ -340,13 +368,13 @@ class ModelFile:
             raise ValueError("text cannot lie in another file")
         if any(d < 0 for d in tensor.dims):
             raise ValueError(f"its shape is {tuple(tensor.dims)}")
-        bits = math.prod(tensor.dims) * _BITS.get(kind, 8 * dtype.itemsize)
+        bits = math.prod(tensor.dims) * BITS.get(kind, 8 * dtype.itemsize)
         length = (bits + 7) // 8
         stated = int(entries.get("length") or length)
         if stated != length:
             raise ValueError(f"it has {stated} bytes, and {length} are needed for {kind} {list(tensor.dims)}")
         data = self._files.read(entries.get("location", ""), int(entries.get("offset") or 0), length)
-        if kind in _BITS:
+        if kind in BITS:
             stored = TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=data.tobytes())
             return np.asarray(numpy_helper.to_array(stored))
         return data.view(dtype).reshape(tuple(tensor.dims))
@@ -504,8 +532,19 @@ class ModelFile:
     def evaluate(
         self, names: Sequence[str], known: Mapping[str, np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        """Values of constant tensors, computed by onnxruntime on the CPU; ``known`` ones are given."""
-        values = open_session(self.cut(names, known=known), self.path).run(list(names), {})
+        """Values of constant tensors, computed by onnxruntime on the CPU; ``known`` ones are given.
+
+        Raises:
+            ModelError: onnxruntime cannot compute them, or not in the memory and time that there is for it.
+        """
+        session = open_session(self.cut(names, known=known), self.path, trial=True)
+        try:
+            with trial_options() as options:
+                values = session.run(list(names), {}, options)
+        except Exception as error:  # onnxruntime raises types of its own
+            raise ModelError(
+                f"{self.path}: its constants cannot be worked out: {error_line(error)}"
+            ) from error
         return [np.asarray(value) for value in values]
 
     def _skeleton(self) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ModelError, UsageError
 from onnxviz.model.graph import Constants, Graph, ModelFile, Node, Shape, TensorInfo
+from onnxviz.model.soundness import LARGEST_TENSOR
 
 __all__ = ["ImageInput", "image_input"]
 
@@ -96,14 +98,14 @@ def image_input(model: ModelFile, name: str | None = None) -> ImageInput:
                 f"{model.path}: its input {info} takes no images: that would be real numbers (or uint8), "
                 "N×C×H×W, N×H×W×C, N×H×W (or signals, N×C×W) or N×W, the number of channels known."
             )
-        return image
+        return _sensible(image, model)
     images = [image for info in model.graph.inputs if (image := _as_image(info, model)) is not None]
     for layouts in (("NCHW", "NHWC"), ("NHW", "NWH", "NW")):
         found = [image for image in images if image.layout in layouts]
         pictures = [image for image in found if len(image.order) == 4 and image.channels in _PICTURE_CHANNELS]
         for choice in (found, pictures):
             if len(choice) == 1:
-                return choice[0]
+                return _sensible(choice[0], model)
         if found:
             raise ModelError(
                 f"{model.path} has several inputs that could take images ({listed}). Name one with --input."
@@ -112,6 +114,20 @@ def image_input(model: ModelFile, name: str | None = None) -> ImageInput:
         f"{model.path} has no image input: that would be real numbers (or uint8), N×C×H×W or N×H×W×C "
         f"(or planes or signals, N×H×W, or vectors, N×W); it has {listed}."
     )
+
+
+_MOST_CHANNELS = 1 << 16
+
+
+def _sensible(image: ImageInput, model: ModelFile) -> ImageInput:
+    """The input, if arrays of its sizes can be made at all."""
+    sizes = [size for size in (image.batch, image.channels, image.height, image.width) if size is not None]
+    if not 0 < image.channels <= _MOST_CHANNELS or 4 * math.prod(sizes) > LARGEST_TENSOR:
+        raise ModelError(
+            f"{model.path}: its input {image} is too large to be worked with: no more than {_MOST_CHANNELS:,} channels "
+            f"and {LARGEST_TENSOR >> 2:,} numbers."
+        )
+    return image
 
 
 def _as_image(info: TensorInfo, model: ModelFile) -> ImageInput | None:

@@ -24,6 +24,7 @@ import numpy as np
 from onnxviz.model.graph import Attribute, Constants, Graph, Node, schema_defaults
 from onnxviz.model.pulls import WEIGHTS
 from onnxviz.model.saturation import folded_rectifiers
+from onnxviz.model.soundness import understood
 
 __all__ = ["normalize"]
 
@@ -45,7 +46,8 @@ def normalize(graph: Graph, constants: Constants, opset: int) -> Graph:
             defaults[node.kind] = schema_defaults(node.op, node.domain, opset)
         attrs = {**defaults[node.kind], **node.attrs}
         if not node.domain and (leveller := _LEVELLERS.get(node.op)):
-            leveller(node, attrs, constants)
+            with understood(node):
+                leveller(node, attrs, constants)
         if not node.domain and node.op in ("Softmax", "LogSoftmax"):
             attrs["flattened"] = int(opset < 13)
         if not node.domain and node.op in ("QuantizeLinear", "QLinearConv", "QLinearMatMul"):

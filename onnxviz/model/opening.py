@@ -18,6 +18,7 @@ from onnx import TensorProto, external_data_helper, helper
 
 from onnxviz.errors import ModelError, UsageError
 from onnxviz.model.inline import all_nodes
+from onnxviz.model.soundness import check_sound
 
 __all__ = ["Opened", "declare", "first_line", "open_model", "opset_of"]
 
@@ -67,6 +68,7 @@ def open_model(path: Path) -> Opened:
     if proto.graph.sparse_initializer:
         names = ", ".join(t.values.name for t in proto.graph.sparse_initializer)
         raise ModelError(f"{path}: sparse initializers ({names}) are not supported; store them dense.")
+    check_sound(proto, path)
     _spell_domains_alike(proto)
     weights = {t.name: t for t in proto.graph.initializer}
     stated = opset_of(proto)

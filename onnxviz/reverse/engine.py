@@ -19,6 +19,7 @@ import numpy as np
 from onnxviz.errors import UnsupportedOpError
 from onnxviz.model.graph import Constants, Graph, Node, Shape
 from onnxviz.model.pulls import Pull, padding_begin, pull
+from onnxviz.model.soundness import understood
 from onnxviz.model.spans import Span, Spans, union, whole
 from onnxviz.reverse.kernels import Array, place, place_each, switches, take
 from onnxviz.reverse.methods import Method
@@ -150,7 +151,9 @@ def check_path(
     for node in path:
         rule = method.rule(node)
         assert rule is not None
-        if reason := rule.refusal(node, constants):
+        with understood(node):
+            reason = rule.refusal(node, constants)
+        if reason:
             raise UnsupportedOpError(f"{node.op} {node.name!r} {where} cannot be reversed: {reason}.")
     return path
 
@@ -202,7 +205,8 @@ def plan(
         for index, output in enumerate(node.outputs):
             if output not in pieces or not rule.carries(index):
                 continue
-            pulled = pull(node, index, settle(output), shapes)
+            with understood(node):
+                pulled = pull(node, index, settle(output), shapes)
             moves.append(Move(node, index, rule, wanted, pulled))
             for i in wanted:
                 pieces.setdefault(node.inputs[i], []).append(pulled.inputs[i])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxviz.model.graph import Constants, Node
+from onnxviz.model.soundness import understood
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.rules import RULES
 
@@ -43,7 +44,8 @@ class Treatment:
 def problem(node: Node, constants: Constants, method: Method) -> str | None:
     """Why a node cannot be reversed, or None."""
     rule = method.rule(node)
-    return "no reverse rule" if rule is None else rule.refusal(node, constants)
+    with understood(node):
+        return "no reverse rule" if rule is None else rule.refusal(node, constants)
 
 
 def treatments(nodes: Sequence[Node], constants: Constants, method: Method) -> tuple[Treatment, ...]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.analysis import open_network
 from onnxviz.forward.scan import prepared, scan
 from onnxviz.images.source import Sample, Source, open_source
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import Projections
+from onnxviz.setup import open_network
 
 __all__ = ["Ours", "array_source", "decode_all"]
 
@@ -77,5 +77,5 @@ def array_source(x: Array) -> Source:
 
 def decode_all(source: Source, recipe: Any, ahead: int = 64) -> None:
     """Decode and preprocess every image of a source, as a scan does it, on all cores."""
-    for _ in prepared(source, recipe, len(source.samples), ahead=ahead):
+    for _ in prepared(source, recipe, range(len(source.samples)), ahead=ahead):
         pass

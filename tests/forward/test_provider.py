@@ -8,6 +8,7 @@ import sys
 import onnxruntime
 import pytest
 
+from onnxviz import runtime
 from onnxviz.errors import ProviderError, UsageError
 from onnxviz.forward import session
 from onnxviz.forward.session import choose_provider
@@ -60,7 +61,7 @@ def test_without_cuda(fresh, monkeypatch, capfd, situation, reason):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers[situation == "cpu-build" :])
     monkeypatch.setattr(
-        session.ctypes, "CDLL", (lambda name: _Driver()) if situation == "no-gpu" else _no_driver
+        runtime.ctypes, "CDLL", (lambda name: _Driver()) if situation == "no-gpu" else _no_driver
     )
     assert choose_provider("auto") == "cpu"
     with pytest.raises(ProviderError, match=reason) as error:
@@ -94,7 +95,7 @@ def test_a_driver_whose_libraries_do_not_load(fresh, monkeypatch, capfd):
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda **_: None, raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr(session.ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: Driver())
     assert choose_provider("auto") == "cpu"
     with pytest.raises(ProviderError, match="could not load its CUDA libraries"):
         choose_provider("cuda")

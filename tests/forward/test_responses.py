@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxviz.forward.responses import Responses, ResponsesBuilder, taken
+from onnxviz.forward.responses import Responses, ResponsesBuilder, capacity, taken
 
 
 def _drawn(seed: int, images: int = 40, channels: int = 7) -> np.ndarray:
@@ -18,7 +18,7 @@ def _responses(largest: np.ndarray) -> Responses:
 
 
 def _built(largest: np.ndarray, cuts: list[int], **options: int) -> Responses:
-    builder = ResponsesBuilder(largest.shape[1], **options)
+    builder = ResponsesBuilder(Responses.empty(largest.shape[1]), **options)
     for rows in np.split(np.arange(len(largest)), cuts):
         builder.add(rows, largest[rows])
     return builder.responses()
@@ -79,7 +79,7 @@ def test_merged_parts_are_the_whole():
     largest = _drawn(1, 2400, 2)
     parts = []
     for start, stop in ((0, 1800), (1800, 2400)):
-        builder = ResponsesBuilder(2, 1)
+        builder = ResponsesBuilder(Responses.empty(2), 1)
         builder.add(np.arange(start, stop), largest[start:stop])
         parts.append(builder.responses())
     assert parts[0].every > parts[1].every > 1
@@ -90,8 +90,32 @@ def test_merged_parts_are_the_whole():
     np.testing.assert_array_equal(merged.largest, largest[expected])
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_sample_does_not_depend_on_how_images_were_split(seed):
+    """Parts of any length in any order, some of them gone on from, give what one sample of all gives."""
+    rng = np.random.default_rng(seed)
+    images = int(rng.integers(600, 4000))
+    largest = _drawn(seed, images, 2)
+    want = _built(largest, [], most_bytes=1)
+    parts = []
+    for rows in np.array_split(rng.permutation(images), rng.integers(2, 20)):
+        builder = ResponsesBuilder(Responses.empty(2), 1)
+        for some in np.array_split(np.sort(rows), 3):
+            builder = ResponsesBuilder(builder.responses(), 1)
+            builder.add(some, largest[some])
+        parts.append(builder.responses())
+    merged = Responses.empty(2)
+    for part in parts:
+        merged = (
+            merged.merge(part, capacity(2, 1)) if rng.random() < 0.5 else part.merge(merged, capacity(2, 1))
+        )
+    _same(merged, want)
+    assert len(want.image) <= capacity(2, 1)
+    assert want.every == next(n for n in (2**k for k in range(9)) if len(_kept(range(images), n)) <= 512)
+
+
 def test_no_images():
-    found = ResponsesBuilder(3).responses()
+    found = ResponsesBuilder(Responses.empty(3)).responses()
     assert found.largest.shape == (0, 3)
     assert np.isnan(found.sparseness()).all()
     assert found.correlated(2)[0].tolist() == [[-1, -1]] * 3

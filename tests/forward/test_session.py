@@ -89,7 +89,7 @@ def test_onnxruntime_is_not_asked_for_tf32(monkeypatch, path):
     """On CUDA it would round products to 10 bits, unasked."""
     seen = []
 
-    def session(cut, options, providers):
+    def session(cut, options, providers, enable_fallback):
         seen.extend(providers)
         raise RuntimeError("no GPU here")
 

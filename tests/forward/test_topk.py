@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -31,9 +33,9 @@ def _of(everything, rows, k):
 
 def _topk(score, activation, image, y, x, k):
     """Of one batch of maps that are 30 wide."""
-    builder = TopKBuilder(score.shape[1], k)
+    builder = TopKBuilder(TopK.empty(score.shape[1], k))
     builder.add(score, activation, image, y * WIDTH + x)
-    return builder.topk(WIDTH)
+    return builder.topk().folded(np.array(WIDTH))
 
 
 def _brute_force(everything, channel, k):
@@ -86,24 +88,38 @@ def test_batch_after_batch_equals_merging(seed):
     rng = np.random.default_rng([seed, 1])
     images, channels, k = rng.integers(20, 60), rng.integers(1, 6), rng.integers(1, 5)
     everything = _everything(rng, images, channels)
-    builder, merged = TopKBuilder(channels, k), TopK.empty(channels, k)
+    builder, merged = TopKBuilder(TopK.empty(channels, k)), TopK.empty(channels, k)
     for rows in np.array_split(rng.permutation(images), 12):
         score, activation, image, y, x = everything
-        before = builder.topk(WIDTH)
+        before = builder.topk().folded(np.array(WIDTH))
         _same(before, merged)
         builder.add(score[rows], activation[rows], image[rows], (y * WIDTH + x)[rows])
         _same(before, merged)
         merged = merged.merge(_of(everything, rows, k))
-    found = builder.topk(WIDTH)
+    found = builder.topk().folded(np.array(WIDTH))
     _same(found, merged)
     for channel in range(channels):
         assert found.hits(channel) == _brute_force(everything, channel, k)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_builder_goes_on_from_what_was_found(seed):
+    rng = np.random.default_rng([seed, 2])
+    images, channels, k = rng.integers(2, 60), rng.integers(1, 6), rng.integers(1, 12)
+    score, activation, image, y, x = _everything(rng, images, channels)
+    whole, builder = (TopKBuilder(TopK.empty(channels, k)) for _ in range(2))
+    for rows in np.array_split(rng.permutation(images), 9):
+        batch = score[rows], activation[rows], image[rows], (y * WIDTH + x)[rows]
+        whole.add(*batch)
+        builder = TopKBuilder(builder.topk())
+        builder.add(*batch)
+    _same(builder.topk(), whole.topk())
+
+
 def test_each_channel_has_a_width_of_its_own():
-    builder = TopKBuilder(3, 1)
+    builder = TopKBuilder(TopK.empty(3, 1))
     builder.add(np.ones((1, 3)), np.ones((1, 3)), np.array([5]), np.array([[0, 17, 17]]))
-    found = builder.topk(np.array([1, 4, 20]))
+    found = builder.topk().folded(np.array([1, 4, 20]))
     assert [(h.y, h.x) for h in (found.hits(c)[0] for c in range(3))] == [(0, 0), (4, 1), (0, 17)]
 
 
@@ -232,3 +248,16 @@ def test_sums_do_not_overflow_over_many_batches():
     for _ in range(3):
         total = total.merge(total)
     assert total.total[0] == pytest.approx(8 * 3e9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_do_not_depend_on_how_images_were_split(seed):
+    """To the last bit: as many orders and groupings as there are seeds, and the sum that math.fsum finds."""
+    rng = np.random.default_rng(seed)
+    total = (rng.normal(size=(400, 3)) * 10.0 ** rng.integers(-12, 12, (400, 3))).astype(np.float32)
+    found = {"max": np.ones_like(total), "sum": total}
+    merged = ChannelStats.empty(3, 1)
+    for rows in np.array_split(rng.permutation(400), rng.integers(1, 60)):
+        part = ChannelStats.of_batch({name: array[rows] for name, array in found.items()}, 1)
+        merged = merged.merge(part) if rng.random() < 0.5 else part.merge(merged)
+    assert merged.total.tolist() == [math.fsum(total[:, c].tolist()) for c in range(3)]

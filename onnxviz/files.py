@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all, also where the machine stops in between."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_atomically", "write_durably"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file by a function of a path; it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """As `write_atomically`, and what was there before is only lost once the new content is on the disk.
+
+    Raises:
+        OSError: the disk is full, say; what was there before is still there.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_atomically(path, write)
+    # The new name, too, is in the folder's own data; Windows and some network folders cannot be asked for that.
+    with contextlib.suppress(OSError, AttributeError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,149 @@
+"""What a scan's result follows from, and how a saved one is told from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxviz.images.fingerprint import Fingerprint
+from onnxviz.images.preprocess import Preprocess
+from onnxviz.images.source import Source
+from onnxviz.model.layers import Layer
+from onnxviz.network import Network
+
+__all__ = ["Job"]
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a scan's result follows from, but for what rounds differently: versions and, at times, batches.
+
+    ``digest`` is the model's (`ModelFile.digest`), ``feeds`` have those of the values of other inputs. ``images`` of
+    the data set are scanned, and ``of`` are there. ``model`` and ``data_set`` are names for people.
+    """
+
+    model: str
+    digest: str
+    image: str
+    size: tuple[int, int]
+    feeds: tuple[tuple[str, str], ...]
+    provider: str
+    layers: tuple[Layer, ...]
+    preprocess: Preprocess
+    top: int
+    rank: str
+    images: int
+    of: int
+    data: Fingerprint
+    data_set: str
+
+    @classmethod
+    def of_scan(
+        cls,
+        network: Network,
+        source: Source,
+        layers: Sequence[Layer],
+        preprocess: Preprocess,
+        feeds: Mapping[str, Array] | None,
+        *,
+        top: int,
+        rank: str,
+        limit: int | None,
+    ) -> Job:
+        """The job of scanning a source; reads the model's file and asks for the files of all images."""
+        there = len(source.samples)
+        return cls(
+            model=network.file.path.name,
+            digest=network.file.digest,
+            image=network.image.name,
+            size=network.size,
+            feeds=tuple((name, _digest(value)) for name, value in sorted((feeds or {}).items())),
+            provider=network.provider,
+            layers=tuple(layers),
+            preprocess=preprocess,
+            top=top,
+            rank=rank,
+            images=min(there, limit or there),
+            of=there,
+            data=source.fingerprint(),
+            data_set=source.description,
+        )
+
+    def differences(self, now: Job, *, in_place: bool) -> tuple[str, ...]:
+        """In what another job, of ``now``, is not this one; none if its scan can go on from this one's.
+
+        Args:
+            in_place: the images lie where they lay, so that the times of their files count, too.
+        """
+        return tuple(self._differences(now, in_place))
+
+    def _differences(self, now: Job, in_place: bool) -> Iterator[str]:
+        if self.digest != now.digest:
+            yield f"the model was another ({self.model}, SHA-256 {self.digest[:12]}…; now {now.digest[:12]}…)"
+        if self.data.content != now.data.content:
+            yield f"the images were others ({self.data_set}; now {now.data_set})"
+        elif in_place and self.data.times != now.data.times:
+            yield "image files have changed since"
+        if self.images != now.images and self.of == now.of:
+            yield f"{self.images:,} images were to be scanned (now {now.images:,})"
+        names = [", ".join(map(str, job.layers)) for job in (self, now)]
+        if names[0] != names[1]:
+            yield f"the layers were {names[0]} (now {names[1]})"
+        elif self.layers != now.layers:
+            yield "the layers' sizes were others"
+        recipes = [replace(job.preprocess, origin="") for job in (self, now)]
+        if recipes[0] != recipes[1]:
+            texts = [recipe.describe() for recipe in recipes]
+            yield f"the preprocessing was {texts[0]}" + (f" (now {texts[1]})" if texts[0] != texts[1] else "")
+        for name, word in _PLAIN.items():
+            before, value = getattr(self, name), getattr(now, name)
+            if before != value:
+                yield f"{word} was {_shown(before)} (now {_shown(value)})"
+        if self.feeds != now.feeds:
+            yield "values fed to other inputs were others"
+
+    def facts(self) -> dict[str, Any]:
+        """The job in terms of JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Job:
+        """The job that `facts` describes. What is missing or of another kind raises whatever it does."""
+        fields = {name: _tuples(value) for name, value in facts.items()}
+        fields["layers"] = tuple(Layer(**_fields(one)) for one in facts["layers"])
+        fields["preprocess"] = Preprocess(**_fields(facts["preprocess"]))
+        fields["data"] = Fingerprint(**facts["data"])
+        return cls(**fields)
+
+
+_PLAIN = {
+    "image": "the image input",
+    "size": "the size of images",
+    "provider": "the provider",
+    "top": "--top",
+    "rank": "--rank",
+}
+
+
+def _shown(value: Any) -> str:
+    return "×".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _digest(value: Array) -> str:
+    value = np.ascontiguousarray(value)
+    return hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).hexdigest()
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tuples(value) for name, value in entry.items()}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
