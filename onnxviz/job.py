@@ -15,6 +15,7 @@ from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.typed import typed
 
 __all__ = ["Job"]
 
@@ -114,13 +115,14 @@ class Job:
         return asdict(self)
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Job:
-        """The job that `facts` describes. What is missing or of another kind raises whatever it does."""
-        fields = {name: _tuples(value) for name, value in facts.items()}
-        fields["layers"] = tuple(Layer(**_fields(one)) for one in facts["layers"])
-        fields["preprocess"] = Preprocess(**_fields(facts["preprocess"]))
-        fields["data"] = Fingerprint(**facts["data"])
-        return cls(**fields)
+    def from_facts(cls, facts: Any) -> Job:
+        """The job that `facts` describes.
+
+        Raises:
+            ValueError: something in it is missing, or of another type.
+        """
+        found: Job = typed(cls, facts, "job")
+        return found
 
 
 _PLAIN = {
@@ -139,11 +141,3 @@ def _shown(value: Any) -> str:
 def _digest(value: Array) -> str:
     value = np.ascontiguousarray(value)
     return hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).hexdigest()
-
-
-def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in entry.items()}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

@@ -38,7 +38,7 @@ FATAL_ONLY = 4
 """A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
 
 _TRIAL_BYTES = 4 << 30
-_TRIAL_SECONDS = 60.0
+_TRIAL_SECONDS = 20.0
 """What working out constants and sizes may take, all at once: a file can ask for any amount with a few bytes."""
 
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")

@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.shape_inference
 import onnx.version_converter
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
@@ -27,6 +26,7 @@ from onnxviz.errors import ModelError, UsageError
 from onnxviz.model.constants import Constants
 from onnxviz.model.external import ExternalFiles
 from onnxviz.model.feeds import fit
+from onnxviz.model.inference import infer_shapes
 from onnxviz.model.inline import (
     CONTROL_FLOW,
     Facts,
@@ -40,7 +40,7 @@ from onnxviz.model.inline import (
 from onnxviz.model.lrn import MOST_CHANNELS, spell_out_lrn
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
 from onnxviz.model.sizes import shape_only, value_sized
-from onnxviz.model.soundness import BITS
+from onnxviz.model.soundness import BITS, check_sizes
 from onnxviz.runtime import error_line, open_session, trial_options
 
 __all__ = [
@@ -218,6 +218,8 @@ class ModelFile:
         self._nodes: list[onnx.NodeProto] = in_order([*lifted.nodes, *_real_values(lifted.nodes)])
         self.graph = self._read_graph()
         self.constants = Constants(self)
+        if any(node.op == "Slice" for node in self.graph.nodes):
+            self.shapes({})  # before onnxruntime works them out, which a Slice may end: see `inference`
         self._inline({}, None)
 
     @cached_property
@@ -411,13 +413,7 @@ class ModelFile:
 
     def shapes(self, feeds: Mapping[str, Shape]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of all tensors that onnx's shape inference can tell, for inputs of the given shapes."""
-        inferred = self._inferred(feeds)
-        found: dict[str, tuple[int | None, ...]] = {}
-        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-            if value.type.tensor_type.HasField("shape"):
-                found[value.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
-                )
+        found = _stated_shapes(self._inferred(feeds))
         for name, tensor in self.initializers.items():
             found[name] = tuple(tensor.dims)
         return found
@@ -434,10 +430,21 @@ class ModelFile:
                 )
             elif info.name not in self.initializers:
                 model.graph.input.append(info)
+                for dim in model.graph.input[-1].type.tensor_type.shape.dim:
+                    if dim.dim_value < 0:  # as older exporters write what is open
+                        dim.Clear()
         declare(model.graph, self.initializers)
         model.graph.node.extend(self._nodes)
+        return self._infer(model)
+
+    def _infer(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        def check(inferred: onnx.ModelProto) -> None:
+            check_sizes(_stated_shapes(inferred), self.path)
+
         try:
-            return onnx.shape_inference.infer_shapes(model, data_prop=True)
+            return infer_shapes(model, check)
+        except ModelError:
+            raise
         except Exception as error:  # the C++ checker's own error types
             raise ModelError(f"{self.path}: its shapes cannot be worked out: {first_line(error)}") from error
 
@@ -537,6 +544,8 @@ class ModelFile:
         Raises:
             ModelError: onnxruntime cannot compute them, or not in the memory and time that there is for it.
         """
+        if known and any(node.op == "Slice" for node in self.graph.nodes):
+            self._infer(self._light(names, known))
         session = open_session(self.cut(names, known=known), self.path, trial=True)
         try:
             with trial_options() as options:
@@ -547,10 +556,32 @@ class ModelFile:
             ) from error
         return [np.asarray(value) for value in values]
 
+    def _light(self, names: Sequence[str], known: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+        """What `cut` makes, without large weights."""
+        needed = self.graph.ancestors(names, known)
+        model = self._skeleton()
+        weights = {name: tensor for name, tensor in self.initializers.items() if name in needed}
+        weights |= {name: numpy_helper.from_array(known[name], name) for name in needed if name in known}
+        declare(model.graph, weights)
+        nodes = (node for node in self._nodes if not needed.isdisjoint(node.output))
+        model.graph.node.extend(node for node in nodes if not any(name in known for name in node.output))
+        return model
+
     def _skeleton(self) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(self._header)
         return model
+
+
+def _stated_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of inputs, outputs and other tensors, as the message states them."""
+    return {
+        value.name: tuple(
+            d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+        )
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -46,7 +46,7 @@ def check_sound(proto: onnx.ModelProto, path: Path) -> None:
             _check_text(
                 function.name, function.domain, *function.input, *function.output, *function.attribute
             )
-            _check_nodes(function.node, _opsets(function.opset_import))
+            _check_nodes(function.node, _opsets(function.opset_import), inside=True)
         _check_text(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
     except _UnsoundError as error:
         raise ModelError(f"{path}: {error}. Export or fetch it again.") from error
@@ -68,7 +68,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return found
 
 
-def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int], *, inside: bool = False) -> None:
     for tensor in graph.initializer:
         _check_tensor(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -76,10 +76,11 @@ def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
         _check_text(value.name, *(dim.dim_param for dim in kind.shape.dim))
         if value.type.HasField("tensor_type") and kind.elem_type not in (*_TYPES, TensorProto.UNDEFINED):
             raise _UnsoundError(f"the tensor {value.name!r} is of type {kind.elem_type}, which is none")
-    _check_nodes(graph.node, opsets)
+    _check_nodes(graph.node, opsets, inside=inside)
 
 
-def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int]) -> None:
+def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int], *, inside: bool) -> None:
+    """``inside``: of a function, whose attributes its nodes may refer to."""
     for node in nodes:
         _check_text(node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
@@ -87,7 +88,11 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int]) -> 
             for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                 _check_tensor(tensor)
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_graph(graph, opsets)
+                _check_graph(graph, opsets, inside=inside)
+            if attribute.ref_attr_name and not inside:
+                raise _UnsoundError(
+                    f"{attribute.name} of {node.op_type} {node.name!r} refers to an attribute of a function"
+                )
         _check_schema(node, opsets)
 
 
