@@ -392,7 +392,7 @@ def _load_arrays(
                         f"{path}: no array of images, only {shapes or 'nothing'}; call them x"
                     )
                 name = next((name for name in LABEL_ARRAYS if name in loaded.files), None)
-                marks = None if name is None else loaded[name]
+                marks = None if name is None else np.asanyarray(loaded[name])  # bytes, if it is no array
     except NoImagesError:
         raise
     except (
