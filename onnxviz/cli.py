@@ -879,7 +879,7 @@ def convert(
 
 def _command() -> str:
     """How the program was called, without the secrets of URLs."""
-    from onnxviz.images.remote import masked
+    from onnxviz.images.urls import masked
 
     return shlex.join(["onnxviz", *map(masked, sys.argv[1:])])
 

@@ -12,7 +12,7 @@ from onnxviz.errors import AtlasError, DamagedError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
-from onnxviz.images.remote import masked
+from onnxviz.images.urls import masked
 from onnxviz.job import Job
 from onnxviz.saved import SUFFIX, Origin, SavedScan, versions
 

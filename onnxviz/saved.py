@@ -29,7 +29,7 @@ from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
 from onnxviz.forward.responses import Responses, taken
 from onnxviz.forward.topk import ChannelStats, TopK
-from onnxviz.images.remote import masked
+from onnxviz.images.urls import masked
 from onnxviz.job import Job, fed
 
 __all__ = ["SUFFIX", "Origin", "SavedScan", "versions"]

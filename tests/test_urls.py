@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onnxviz import Atlas, analyze, cli
 from onnxviz.forward.scan import prepared
-from onnxviz.images import remote
+from onnxviz.images import store
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.source import Sample, Source, open_source
 from tests.images.serving import serving
@@ -29,8 +29,8 @@ pytest.importorskip("aiohttp")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -120,7 +120,7 @@ def test_what_is_far_is_waited_for_in_many_threads() -> None:
     for readers in (None, 24):
         most[0] = 0
         began = time.perf_counter()
-        got = list(prepared(Source("far", samples, readers=readers), recipe, 96, ahead=4))
+        got = list(prepared(Source("far", samples, readers=readers), recipe, range(96), ahead=4))
         assert [index for index, _ in got] == list(range(96))
     assert most[0] > 12
     assert time.perf_counter() - began < 96 * 0.05 / 2

@@ -23,9 +23,10 @@ from onnxviz.images.files import File, Folder, LocalFile, Opened
 from onnxviz.images.fingerprint import Fingerprint, Row, fingerprint, sampled_bytes
 from onnxviz.images.folder import find_local
 from onnxviz.images.patterns import matcher
-from onnxviz.images.remote import RemoteFile, find_remote, is_url, masked
+from onnxviz.images.remote import RemoteFile, find_remote
 from onnxviz.images.rows import Rows
 from onnxviz.images.shards import NotAnArchiveError, Shards
+from onnxviz.images.urls import is_url, masked
 
 if TYPE_CHECKING:
     from onnxviz.images.preprocess import Preprocess

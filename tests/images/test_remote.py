@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
-from onnxviz.images import remote, streamed
-from onnxviz.images.remote import find_remote, is_url, masked
+from onnxviz.images import remote, store, streamed
+from onnxviz.images.remote import find_remote
 from onnxviz.images.source import Source, open_source
+from onnxviz.images.urls import is_url, masked
 from tests.images.serving import Served, serving
 from tests.images.test_source import PETS, png, write, write_tar, write_zip
 
@@ -32,8 +33,8 @@ SPLIT = 2
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long pauses, and no proxy between here and here."""
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -536,8 +537,8 @@ def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPa
         raise error
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
-    monkeypatch.setattr(remote, "FIRST_PAUSES", (2.0, 8.0))
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(store, "FIRST_PAUSES", (2.0, 8.0))
+    monkeypatch.setattr(store.time, "sleep", waits.append)
     with pytest.raises(expected, match=message) as raised:
         open_source(f"{memory}/pets.zip")
     monkeypatch.undo()
@@ -545,6 +546,11 @@ def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPa
     assert len(calls) == tries
     assert len(waits) == tries - 1
     assert all(0.7 * wanted < wait < 1.3 * wanted for wait, wanted in zip(waits, (2.0, 8.0), strict=False))
+
+
+def test_a_folder_behind_a_query(served: Served) -> None:
+    with pytest.raises(UsageError, match=r"/pets/\?\*\*\*: a folder behind a query cannot be listed"):
+        open_source(f"{served.url}/pets/?token=1")
 
 
 def test_names_are_decoded_and_links_elsewhere_ignored(served: Served) -> None:
@@ -579,7 +585,7 @@ def test_readers_share_no_connection_of_a_system_that_has_but_one(memory: str) -
 @pytest.mark.parametrize(
     ("place", "expected"),
     [("s3://b/x", True), ("zip://*::a.zip", True), ("simplecache::https://h/x", True), ("C:/photos", False),
-     ("photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
+     ("photos", False), ("C://photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
 )  # fmt: skip
 def test_is_url(place: object, expected: bool) -> None:
     assert is_url(place) is expected

@@ -335,6 +335,15 @@ def test_labels_of_another_length_are_said_to_be_ignored(tmp_path: Path) -> None
     assert "y of shape (6, 6) is not one label an image, ignored" in source.description
 
 
+def test_labels_that_are_no_array_are_said_to_be_ignored(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", _npy(GREYS))
+        archive.writestr("y.npy", b"no array")
+    source = open_source(tmp_path / "a.npz")
+    assert source.classes == {}
+    assert "y of shape () is not one label an image, ignored" in source.description
+
+
 def test_first_array_that_can_hold_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", weights=np.ones(4), faces=GREYS, y=np.arange(6))
     assert len(open_source(tmp_path / "a.npz").samples) == 6
