@@ -203,7 +203,7 @@ class Scanner:
                         saved_at = monotonic()
                     check()
                 if save:
-                    save(known())
+                    save(self.known(tally))
         except BaseException as error:
             # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
             if save and tally.whole and not isinstance(error, AtlasError):
