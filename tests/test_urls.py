@@ -126,6 +126,24 @@ def test_what_is_far_is_waited_for_in_many_threads() -> None:
     assert time.perf_counter() - began < 96 * 0.05 / 2
 
 
+def test_a_scan_that_is_broken_off_does_not_wait_for_further_tries(
+    photos: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAUSES", (60.0,) * 5)
+    recipe = resolve_preprocess(channels=3, height=8, width=8)
+    with serving({f"p/{name}": data for name, data in photos.items()}) as served:
+        source = open_source(f"{served.url}/p/")
+        last = f"p/{source.samples[-1].name}"
+        served.failures[last] = [503] * 9
+        items = prepared(source, recipe, range(24), ahead=24)
+        next(items)
+        while len(served.failures[last]) == 9:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        items.close()
+    assert time.perf_counter() - began < 20
+
+
 def test_urls_in_the_command_line_keep_their_slashes(tmp_path: Path) -> None:
     model = write_model(tmp_path / "small.onnx", small())
     result = CliRunner().invoke(

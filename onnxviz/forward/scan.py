@@ -331,6 +331,8 @@ def prepared(
         finally:
             for _, future in waiting:
                 future.cancel()
+            if source.hurry:
+                source.hurry()
 
 
 @dataclass(frozen=True)

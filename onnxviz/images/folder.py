@@ -20,7 +20,7 @@ __all__ = ["LocalFolder", "find_local"]
 class LocalFolder:
     """The files in a folder and its sub-folders, or of them those that match patterns."""
 
-    readers = None
+    readers = hurry = None
 
     def __init__(self, root: Path, pattern: str | None = None) -> None:
         self.root, self._pattern = str(root), pattern

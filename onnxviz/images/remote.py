@@ -37,6 +37,7 @@ class RemoteFile:
 
     def __init__(self, store: Store, path: str, place: str, info: Mapping[str, Any]) -> None:
         self.store, self._path = store, path
+        self.hurry = store.hurry
         self._size, self.version = _size(info), _version(info)
         self.place = self.title = place
         self.name = _last(path, store.web)
@@ -98,6 +99,7 @@ class RemoteFolder:
         self, store: Store, root: str, place: str, found: Iterable[tuple[str, Mapping[str, Any]]]
     ) -> None:
         self.store, self._root = store, root.rstrip("/")
+        self.hurry = store.hurry
         self.place = self.title = place
         # Of a million files: sizes, versions as short digests, and paths only where they are not root and name.
         self._entries: dict[str, tuple[int | None, int | None, str | None]] = {}

@@ -84,7 +84,8 @@ class Source:
     """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``).
 
     ``rows`` describes it to `fingerprint` where more is known than names and labels. ``readers`` are the threads that
-    are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for.
+    are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for. ``hurry``, where
+    there is one, lets reads that are being tried now give up instead of trying on.
     """
 
     description: str
@@ -92,6 +93,7 @@ class Source:
     builtin: bool = False
     rows: Callable[[], Iterable[Row]] | None = field(default=None, repr=False, compare=False)
     readers: int | None = None
+    hurry: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another or a changed one; works it out anew, as things are now.
@@ -166,7 +168,7 @@ def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: P
             raise
         kind = suffix or "a file without an ending"
         raise UsageError(f"{file.place}: {kind} holds no images; give {ACCEPTED}") from None
-    return _archives(file.place, file.title, shards, file.readers, labels, preprocess)
+    return _archives(file.place, file.title, shards, file, labels, preprocess)
 
 
 def _members(
@@ -184,7 +186,7 @@ def _members(
         if not names:
             raise NoImagesError(f"{found.place}: no archive; expected zip or tar")
         shards = Shards(names, found.file, chosen)
-    return _archives(title, title, shards, found.readers, labels, preprocess)
+    return _archives(title, title, shards, found, labels, preprocess)
 
 
 def index_labels(names: Sequence[str]) -> dict[str, str]:
@@ -274,7 +276,7 @@ def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | 
 
     if archives and not names:
         shards = Shards(sorted([*archives, *unreadable], key=natural_key), archive_of)
-        return _archives(folder.place, folder.title, shards, folder.readers, labels, preprocess)
+        return _archives(folder.place, folder.title, shards, folder, labels, preprocess)
     names = sorted([*names, *unreadable], key=natural_key)
     if not names:
         raise NoImagesError(_nothing(folder.place, ignored))
@@ -297,14 +299,14 @@ def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | 
             yield (sample.name, sample.label, size if known else None), version if known else None
 
     description = _describe(_printable(folder.title), len(names), ignored)
-    return Source(description, samples, rows=rows, readers=folder.readers)
+    return Source(description, samples, rows=rows, readers=folder.readers, hurry=folder.hurry)
 
 
 def _archives(
     place: str,
     title: str,
     shards: Shards,
-    readers: int | None,
+    found: File | Folder,
     labels: Mapping[str, str],
     preprocess: Preprocess | None,
 ) -> Source:
@@ -329,9 +331,9 @@ def _archives(
             yield (sample.name, sample.label, *shards.facts(entry)), None
         yield from (((), version) for version in shards.versions())
 
-    readers = None if shards.sequential else readers  # more would wait for one another
+    readers = None if shards.sequential else found.readers  # more would wait for one another
     description = _describe(_printable(title), len(entries), shards.ignored)
-    return Source(description, samples, rows=rows, readers=readers)
+    return Source(description, samples, rows=rows, readers=readers, hurry=found.hurry)
 
 
 def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
@@ -360,7 +362,7 @@ def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
             yield from (((sample.label,), None) for sample in samples)
 
     description = f"{_printable(file.title)} ({_images(count)}{note})"
-    return Source(description, samples, rows=rows, readers=file.readers)
+    return Source(description, samples, rows=rows, readers=file.readers, hurry=file.hurry)
 
 
 def _is_array(path: Path) -> bool:

@@ -6,7 +6,6 @@ import http
 import random
 import re
 import threading
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ PAUSES: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
 FIRST_PAUSES = PAUSES[:3]
 """The same of a place that never answered yet: its name may be wrong."""
 
-CONNECT_SECONDS, SILENT_SECONDS = 30, 60
+CONNECT_SECONDS, SILENT_SECONDS = 15, 30
 """How long an HTTP server may take to accept a connection, and to send anything more."""
 
 _WEB = ("http", "https")
@@ -57,6 +56,8 @@ class Store:
         self.pauses = FIRST_PAUSES
         self.web = protocol in _WEB
         # Those that are not asynchronous have one connection, or files that are shared.
+        self._hurried = 0
+        self._hurry = threading.Condition()
         self._lock = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
 
     def ask(self, action: Callable[[], T]) -> T:
@@ -66,6 +67,7 @@ class Store:
             NotThereError: it fails for good.
             ImageError: it failed as often as was tried. The message does not name the place.
         """
+        begun = self._hurried
         for pause in (*self.pauses, None):
             try:
                 with self._lock:
@@ -78,9 +80,21 @@ class Store:
                     raise NotThereError(_reason(error)) from raised
                 if pause is None:
                     raise ImageError(f"{_reason(error)}, tried {len(self.pauses) + 1} times") from raised
-            # At odd times, so that threads that were refused together do not come back together.
-            time.sleep(pause * random.uniform(0.75, 1.25))
+                # At odd times, so that threads that were refused together do not come back together.
+                if self._pause(pause * random.uniform(0.75, 1.25), begun):
+                    raise ImageError(f"{_reason(error)}, given up") from raised
         raise AssertionError("the last try returns or raises")
+
+    def hurry(self) -> None:
+        """Let what is being tried now fail for good where it fails; what is asked for later is tried as ever."""
+        with self._hurry:
+            self._hurried += 1
+            self._hurry.notify_all()
+
+    def _pause(self, seconds: float, begun: int) -> bool:
+        """Wait; at once true if there was a `hurry` since ``begun``."""
+        with self._hurry:
+            return self._hurry.wait_for(lambda: self._hurried != begun, seconds)
 
     def part(self, path: str, start: int, length: int, size: int) -> bytes:
         """So many bytes of a file of known size."""

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -435,7 +436,9 @@ def test_a_server_that_gives_no_parts_is_read_from_start_to_end(
         served.forget()
         served.failures[name] = list(failures)
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(lambda sample: sample.read().tobytes(), source.samples)) == expected
+            for start in range(0, 40, 8):  # neighbours at once, as in a scan
+                read = pool.map(lambda sample: sample.read().tobytes(), source.samples[start : start + 8])
+                assert list(read) == expected[start : start + 8]
         assert served.failures[name] == []
         assert served.sent[name] <= (1 + len(failures) / 2) * len(large[name])
 
@@ -500,6 +503,27 @@ def test_secrets_are_sent_and_never_shown(served: Served, place: str) -> None:
     assert not [text for text in shown if "s3cr3t" in text]
 
 
+def test_who_hurries_does_not_wait_for_further_tries(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAUSES", (60.0, 60.0))
+    source = open_source(f"{served.url}/pets/")
+    assert source.hurry is not None
+    served.failures["pets/cat/2.png"] = [503]
+    served.failures["pets/cat/10.png"] = [503]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        reads = [pool.submit(sample.read) for sample in source.samples[:2]]
+        while any(served.failures.values()):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert not any(read.done() for read in reads)
+        source.hurry()
+        for read in reads:
+            with pytest.raises(ImageError, match=r"503 Service Unavailable, given up"):
+                read.result(10)
+    assert time.perf_counter() - began < 20
+    assert source.samples[0].read()[0, 0, 0] == 2
+
+
 class ClientError(Exception):
     """As botocore raises it."""
 
@@ -532,13 +556,17 @@ def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPa
     calls: list[str] = []
     waits: list[float] = []
 
+    def pause(self: object, seconds: float, begun: int) -> bool:
+        waits.append(seconds)
+        return False
+
     def info(self: object, path: str, **_: object) -> None:
         calls.append(path)
         raise error
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
     monkeypatch.setattr(store, "FIRST_PAUSES", (2.0, 8.0))
-    monkeypatch.setattr(store.time, "sleep", waits.append)
+    monkeypatch.setattr(store.Store, "_pause", pause)
     with pytest.raises(expected, match=message) as raised:
         open_source(f"{memory}/pets.zip")
     monkeypatch.undo()
