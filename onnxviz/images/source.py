@@ -142,6 +142,8 @@ def open_source(
 
 
 def _find(place: str | Path) -> LocalFile | RemoteFile | Folder:
+    if place in ("", "file://"):
+        raise UsageError(f"No place of images is named; give {ACCEPTED}")
     if is_url(place) and not str(place).startswith(("file://", "local://")):
         return find_remote(str(place))
     path = Path(str(place).partition("://")[2]) if is_url(place) else Path(place)

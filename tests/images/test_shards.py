@@ -192,6 +192,22 @@ def test_patterns_that_stand_for_nothing(tmp_path: Path, pattern: str, message: 
         open_source(tmp_path / pattern)
 
 
+def test_a_pattern_longer_than_a_name_can_be(tmp_path: Path) -> None:
+    write(tmp_path / "pets", PETS)
+    pattern = f"{tmp_path}/pets/{{{','.join(['stray', 'cat/2', 'cat/10'])}{',cat/2' * 100}}}.png"
+    assert [sample.name for sample in open_source(pattern).samples] == [
+        "cat/2.png",
+        "cat/10.png",
+        "stray.png",
+    ]
+
+
+@pytest.mark.parametrize("place", ["", "x" * 5000, "a\0b", "file://", "file:///no/where"])
+def test_places_that_are_none(place: str) -> None:
+    with pytest.raises(UsageError, match=r"no such file or folder|No place"):
+        open_source(place)
+
+
 def test_a_folder_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     write(tmp_path / "pets [2]{1,2}", PETS)
     assert facts(tmp_path / "pets [2]{1,2}") == PET_FACTS
