@@ -23,7 +23,6 @@ from tests.images.test_source import write, write_tar, write_zip
 from tests.model.nets import small
 from tests.model.nets import write as write_model
 
-pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 

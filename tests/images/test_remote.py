@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,10 +23,10 @@ from onnxviz.images import remote, store, streamed
 from onnxviz.images.remote import find_remote
 from onnxviz.images.source import Source, open_source
 from onnxviz.images.urls import is_url, masked
+from tests.images.bucket import Bucket
 from tests.images.serving import Served, serving
 from tests.images.test_source import PETS, png, write, write_tar, write_zip
 
-fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 SPLIT = 2
@@ -76,6 +77,16 @@ def memory(stored: dict[str, bytes]) -> Iterator[str]:
 
 
 @pytest.fixture
+def bucket(stored: dict[str, bytes]) -> Iterator[str]:
+    Bucket.objects.update({f"bucket/{name}": data for name, data in stored.items()})
+    # The empty objects that some tools write for folders.
+    Bucket.objects.update({"bucket/pets/": b"", "bucket/pets/cat/": b"", "bucket/tars/": b""})
+    yield "fake://bucket"
+    for kept in (Bucket.objects, Bucket.failures, Bucket.asked):
+        kept.clear()
+
+
+@pytest.fixture
 def local(tmp_path: Path, stored: dict[str, bytes]) -> str:
     write(tmp_path / "bucket", stored)
     return f"file://{tmp_path}/bucket"
@@ -91,7 +102,7 @@ PLACES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_as_from_a_folder_here(
     request: pytest.FixtureRequest, tmp_path: Path, base: str, place: str
@@ -106,7 +117,7 @@ def test_the_same_as_from_a_folder_here(
         assert list(pool.map(lambda s: s.read().ravel().tolist(), source.samples)) == [x[2] for x in expected]
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("place", ["pets.tgz", "tgzs/", "tgzs/p-{00..01}.tar.gz"])
 def test_compressed_tars_keep_their_own_order(
     request: pytest.FixtureRequest, tmp_path: Path, base: str, place: str
@@ -129,7 +140,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_members_of_an_archive(request: pytest.FixtureRequest, base: str, chain: str) -> None:
     found = request.getfixturevalue(base)
@@ -162,7 +173,7 @@ def test_one_image(served: Served, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-@pytest.mark.parametrize("base", ["served", "memory"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket"])
 def test_arrays(request: pytest.FixtureRequest, tmp_path: Path, base: str, kind: str) -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 30, 20, 3), dtype=np.uint8)
     path = tmp_path / f"x.{kind}"
@@ -171,9 +182,12 @@ def test_arrays(request: pytest.FixtureRequest, tmp_path: Path, base: str, kind:
         served = request.getfixturevalue("served")
         served.files[f"x.{kind}"] = path.read_bytes()
         url = f"{served.url}/x.{kind}"
-    else:
+    elif base == "memory":
         url = f"{request.getfixturevalue('memory')}/x.{kind}"
         fsspec.filesystem("memory").pipe(f"/bucket/x.{kind}", path.read_bytes())
+    else:
+        url = f"{request.getfixturevalue('bucket')}/x.{kind}"
+        Bucket.objects[f"bucket/x.{kind}"] = path.read_bytes()
     source, expected = open_source(url), open_source(path)
     assert facts(source) == facts(expected)
     assert source.fingerprint().content == expected.fingerprint().content
@@ -501,6 +515,33 @@ def test_secrets_are_sent_and_never_shown(served: Served, place: str) -> None:
         open_source(url)
     shown += [str(unreadable.value), str(refused.value)]
     assert not [text for text in shown if "s3cr3t" in text]
+
+
+def test_an_object_store_is_asked_for_many_at_once_and_once_for_each(bucket: str) -> None:
+    for number in range(64):
+        Bucket.objects[f"bucket/many/{number:02}.png"] = png(number)
+    source = open_source(f"{bucket}/many")
+    Bucket.asked.clear()
+    Bucket.most = 0
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda s: int(s.read()[0, 0, 0]), source.samples)) == list(range(64))
+    assert len(Bucket.asked) == 64
+    assert Bucket.most > 4
+
+
+def test_failures_of_an_object_store(bucket: str) -> None:
+    source = open_source(f"{bucket}/pets")
+    Bucket.failures["bucket/pets/cat/2.png"] = [OSError("SlowDown"), HttpError(503), TimeoutError()]
+    assert source.samples[0].read()[0, 0, 0] == 2
+    Bucket.failures["bucket/pets/cat/2.png"] = [PermissionError("Access Denied"), OSError("never")]
+    with pytest.raises(ImageError, match=r"^cat/2\.png: cannot be read \(access denied"):
+        source.samples[0].read()
+    assert len(Bucket.failures["bucket/pets/cat/2.png"]) == 1
+    Bucket.objects["bucket/pets/cat/10.png"] = png(10)[:-9]
+    with pytest.raises(
+        ImageError, match=r"^cat/10\.png: cannot be read \(63 of 72 bytes came, tried 4 times\)"
+    ):
+        source.samples[1].read()
 
 
 def test_who_hurries_does_not_wait_for_further_tries(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
