@@ -42,7 +42,7 @@ class RemoteFile:
         self.place = self.title = place
         self.name = _last(path, store.web)
         self.is_image = str(info.get("mimetype", "")).startswith("image/")
-        self._stream = store.stream(path) if store.web and info.get("partial") is False else None
+        self._stream = store.stream(path, self._size) if store.web and info.get("partial") is False else None
 
     @property
     def size(self) -> int:
@@ -67,7 +67,7 @@ class RemoteFile:
             try:
                 return _told(lambda: self.store.part(self._path, start, length, self.size))
             except NoPartsError:
-                self._stream = self._stream or self.store.stream(self._path)
+                self._stream = self._stream or self.store.stream(self._path, self._size)
         stream = self._stream
         return _told(lambda: self.store.ask(lambda: stream.read(start, length)))
 

@@ -86,6 +86,9 @@ class Source:
     ``rows`` describes it to `fingerprint` where more is known than names and labels. ``readers`` are the threads that
     are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for. ``hurry``, where
     there is one, lets reads that are being tried now give up instead of trying on.
+
+    What `open_source` opened can be pickled, with its listing, so that other processes need not list and index anew;
+    files must lie in the same places for them. The secrets of a URL go along.
     """
 
     description: str
@@ -134,7 +137,7 @@ def open_source(
     """
     labels = labels or {}
     if isinstance(place, str) and (chain := re.fullmatch(r"(?:zip|tar)://(.*?)::(.+)", place, re.DOTALL)):
-        return _members(masked(place), _find(chain[2]), matcher(chain[1]), labels, preprocess)
+        return _chosen(masked(place), _find(chain[2]), matcher(chain[1]), labels, preprocess)
     found = _find(place)
     if isinstance(found, LocalFile | RemoteFile):
         return _file(found, labels, preprocess)
@@ -160,9 +163,7 @@ def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: P
     if suffix in SUFFIXES or (isinstance(file, RemoteFile) and file.is_image):
         name = _printable(file.name)
         sample = Sample(name, None, partial(_read, file.whole, name, preprocess))
-        return Source(
-            _printable(file.title), (sample,), rows=lambda: [(("image", sampled_bytes(file)), file.version)]
-        )
+        return Source(_printable(file.title), (sample,), rows=partial(_rows_of_image, file))
     try:
         shards = Shards([file.name], lambda _: file)
     except NotAnArchiveError:
@@ -173,7 +174,11 @@ def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: P
     return _archives(file.place, file.title, shards, file, labels, preprocess)
 
 
-def _members(
+def _rows_of_image(file: File) -> Iterable[Row]:
+    yield ("image", sampled_bytes(file)), file.version
+
+
+def _chosen(
     title: str,
     found: LocalFile | RemoteFile | Folder,
     chosen: re.Pattern[str],
@@ -283,25 +288,35 @@ def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | 
     if not names:
         raise NoImagesError(_nothing(folder.place, ignored))
 
-    def make(index: int) -> Sample:
-        name = names[index]
-        shown = _printable(name)
-        if name in unreadable:
-            return Sample(shown, None, partial(_refuse, f"{shown}: {unreadable[name]}"))
-        read = partial(_read, partial(folder.read, name), shown, preprocess)
-        return Sample(shown, _label(shown, labels), read)
-
-    samples = Listing(make, range(len(names)))
-
-    def rows() -> Iterator[Row]:
-        for sample, name, (size, version) in zip(
-            samples, names, folder.sizes_and_versions(names), strict=True
-        ):
-            known = name not in unreadable
-            yield (sample.name, sample.label, size if known else None), version if known else None
-
+    files = _Files(folder, names, unreadable, labels, preprocess)
+    samples = Listing(files.sample, range(len(names)))
     description = _describe(_printable(folder.title), len(names), ignored)
-    return Source(description, samples, rows=rows, readers=folder.readers, hurry=folder.hurry)
+    return Source(description, samples, rows=files.rows, readers=folder.readers, hurry=folder.hurry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The images in a folder, in order."""
+
+    folder: Folder
+    names: list[str]
+    unreadable: dict[str, str]
+    labels: Mapping[str, str]
+    preprocess: Preprocess | None
+
+    def sample(self, index: int) -> Sample:
+        name = self.names[index]
+        shown = _printable(name)
+        if name in self.unreadable:
+            return Sample(shown, None, partial(_refuse, f"{shown}: {self.unreadable[name]}"))
+        read = partial(_read, partial(self.folder.read, name), shown, self.preprocess)
+        return Sample(shown, _label(shown, self.labels), read)
+
+    def rows(self) -> Iterator[Row]:
+        found = self.folder.sizes_and_versions(self.names)
+        for index, (name, (size, version)) in enumerate(zip(self.names, found, strict=True)):
+            sample, known = self.sample(index), name not in self.unreadable
+            yield (sample.name, sample.label, size if known else None), version if known else None
 
 
 def _archives(
@@ -320,51 +335,78 @@ def _archives(
         entries.sort(key=lambda entry: natural_key(shards.shown(entry)))
     shared = f"{top}/" if len(tops) == 1 and (top := next(iter(tops))) is not None else ""
 
-    def make(index: int) -> Sample:
-        entry = entries[index]
-        shown = _printable(shards.shown(entry))
-        label = _label(_printable(entry[0].removeprefix(shared)), labels) if entry[2] >= 0 else None
-        return Sample(shown, label, partial(_read, partial(shards.read, entry), shown, preprocess))
-
-    samples = Listing(make, range(len(entries)))
-
-    def rows() -> Iterator[Row]:
-        for sample, entry in zip(samples, entries, strict=True):
-            yield (sample.name, sample.label, *shards.facts(entry)), None
-        yield from (((), version) for version in shards.versions())
-
+    members = _Members(shards, shared, labels, preprocess)
+    samples = Listing(members.sample, range(len(entries)))
     readers = None if shards.sequential else found.readers  # more would wait for one another
     description = _describe(_printable(title), len(entries), shards.ignored)
-    return Source(description, samples, rows=rows, readers=readers, hurry=found.hurry)
+    return Source(description, samples, rows=members.rows, readers=readers, hurry=found.hurry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The images in archives, in order; ``shared`` is the folder, with ``/``, that all of them are in."""
+
+    shards: Shards
+    shared: str
+    labels: Mapping[str, str]
+    preprocess: Preprocess | None
+
+    def sample(self, index: int) -> Sample:
+        entry = self.shards.entries[index]
+        shown = _printable(self.shards.shown(entry))
+        label = _label(_printable(entry[0].removeprefix(self.shared)), self.labels) if entry[2] >= 0 else None
+        return Sample(shown, label, partial(_read, partial(self.shards.read, entry), shown, self.preprocess))
+
+    def rows(self) -> Iterator[Row]:
+        for index, entry in enumerate(self.shards.entries):
+            sample = self.sample(index)
+            yield (sample.name, sample.label, *self.shards.facts(entry)), None
+        yield from (((), version) for version in self.shards.versions())
 
 
 def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
-    path = file.place
     array, marks, note = _load_arrays(file)
     if array.ndim not in (3, 4) or array.dtype.kind not in "buif":
         raise ImageError(
-            f"{path}: an array of shape {array.shape} and type {array.dtype}; "
+            f"{file.place}: an array of shape {array.shape} and type {array.dtype}; "
             "expected numbers of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
     if 0 in array.shape:
-        raise NoImagesError(f"{path}: the array has shape {array.shape}, so there is no image in it")
+        raise NoImagesError(f"{file.place}: the array has shape {array.shape}, so there is no image in it")
+    slices = _Slices(file, array, marks, labels)
+    samples = Listing(slices.sample, range(len(array)))
+    description = f"{_printable(file.title)} ({_images(len(array))}{note})"
+    return Source(description, samples, rows=slices.rows, readers=file.readers, hurry=file.hurry)
 
-    def make(index: int) -> Sample:
-        name = f"{title}[{index}]"
-        label = None if marks is None else _mark(marks[index])
-        label = label if label is None else labels.get(label, label)
-        return Sample(name, label, partial(_read_array, array, index, name))
 
-    count, title = len(array), _printable(file.name)
-    samples = Listing(make, range(count))
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """The images in an array, in order, and their labels."""
 
-    def rows() -> Iterator[Row]:
-        yield ("array", array.shape, array.dtype.str, sampled_bytes(file)), file.version
-        if marks is not None:
-            yield from (((sample.label,), None) for sample in samples)
+    file: LocalFile | RemoteFile
+    array: NDArray[Any] | Rows
+    marks: NDArray[Any] | None
+    labels: Mapping[str, str]
 
-    description = f"{_printable(file.title)} ({_images(count)}{note})"
-    return Source(description, samples, rows=rows, readers=file.readers, hurry=file.hurry)
+    def sample(self, index: int) -> Sample:
+        name = f"{_printable(self.file.name)}[{index}]"
+        label = None if self.marks is None else _mark(self.marks[index])
+        label = label if label is None else self.labels.get(label, label)
+        return Sample(name, label, partial(_read_array, self.array, index, name))
+
+    def rows(self) -> Iterator[Row]:
+        yield ("array", self.array.shape, self.array.dtype.str, sampled_bytes(self.file)), self.file.version
+        if self.marks is not None:
+            yield from (((self.sample(index).label,), None) for index in range(len(self.array)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew where it is unpickled: a mapped array would go along as all of its values."""
+        return _slices, (self.file, self.labels)
+
+
+def _slices(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> _Slices:
+    array, marks, _ = _load_arrays(file)
+    return _Slices(file, array, marks, labels)
 
 
 def _is_array(path: Path) -> bool:

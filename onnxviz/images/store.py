@@ -7,7 +7,8 @@ import random
 import re
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from onnxviz.errors import ImageError, UsageError
@@ -55,10 +56,21 @@ class Store:
         self.system = system
         self.pauses = FIRST_PAUSES
         self.web = protocol in _WEB
-        # Those that are not asynchronous have one connection, or files that are shared.
         self._hurried = 0
+        self._equip()
+
+    def _equip(self) -> None:
         self._hurry = threading.Condition()
-        self._lock = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
+        # Those that are not asynchronous have one connection, or files that are shared.
+        alone = not getattr(self.system, "async_impl", False)
+        self._lock: AbstractContextManager[Any] = threading.Lock() if alone else nullcontext()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hurry": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._equip()
 
     def ask(self, action: Callable[[], T]) -> T:
         """What an action on the file system gives.
@@ -118,9 +130,9 @@ class Store:
                 raise NoPartsError(str(error)) from error
             raise
 
-    def stream(self, path: str) -> Streamed:
+    def stream(self, path: str, size: int | None) -> Streamed:
         """A file of a web server as a stream."""
-        return Streamed(lambda: self.system.open(path, block_size=0))
+        return Streamed(partial(self.system.open, path, block_size=0, size=size))
 
     def whole(self, path: str, size: int | None) -> bytes:
         """All bytes of a file."""
