@@ -15,11 +15,11 @@ from tests.kills import Trial, campaign
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals between processes")
 
 CAMPAIGNS = [
-    pytest.param("scan", "SIGKILL", 8, id="scan-SIGKILL"),
-    pytest.param("scan", "SIGINT", 2, id="scan-SIGINT"),
-    pytest.param("scan", "SIGTERM", 2, id="scan-SIGTERM"),
-    pytest.param("analyze", "SIGKILL", 4, id="analyze-SIGKILL"),
-    pytest.param("analyze", "SIGINT", 2, id="analyze-SIGINT"),
+    pytest.param("scan", "SIGKILL", 6, id="scan-SIGKILL"),
+    pytest.param("scan", "SIGINT", 1, id="scan-SIGINT"),
+    pytest.param("scan", "SIGTERM", 1, id="scan-SIGTERM"),
+    pytest.param("analyze", "SIGKILL", 3, id="analyze-SIGKILL"),
+    pytest.param("analyze", "SIGINT", 1, id="analyze-SIGINT"),
     pytest.param("analyze", "SIGTERM", 1, id="analyze-SIGTERM"),
 ]
 

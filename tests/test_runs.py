@@ -256,10 +256,13 @@ def _touch(folder: Path) -> None:
 
 
 DATA: dict[str, tuple[Callable[[Path], object], str]] = {
-    "added": (_add, "the images were others"),
-    "removed": (lambda folder: (folder / "39.png").unlink(), "the images were others"),
-    "renamed": (lambda folder: (folder / "39.png").rename(folder / "40.png"), "the images were others"),
-    "larger": (_grow, "the images were others"),
+    "added": (_add, "the images or their labels were others"),
+    "removed": (lambda folder: (folder / "39.png").unlink(), "the images or their labels were others"),
+    "renamed": (
+        lambda folder: (folder / "39.png").rename(folder / "40.png"),
+        "the images or their labels were others",
+    ),
+    "larger": (_grow, "the images or their labels were others"),
     "touched": (_touch, "image files have changed since"),
 }
 
@@ -329,7 +332,7 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "images": ({"images": 4}, "8 images were to be scanned (now 4)"),
     "content": (
         {"data": Fingerprint("f" * 64, "t" * 64), "data_set": "cats"},
-        "the images were others (photos (8 images); now cats)",
+        "the images or their labels were others (photos (8 images); now cats)",
     ),
     "times": ({"data": Fingerprint("c" * 64, "f" * 64)}, "image files have changed since"),
     "feeds": ({"feeds": (("scale", "0"),)}, "values fed to other inputs were others"),
