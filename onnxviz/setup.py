@@ -201,9 +201,9 @@ def _moved(option: str, hint: bool) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise (
-            UsageError(f"{error} It was there; {option} names where it is now.") if hint else error
-        ) from error
+        if not hint:
+            raise
+        raise UsageError(f"{error} {option} says where it is now.") from error
 
 
 def open_network(

@@ -102,7 +102,7 @@ class Trial:
         assert "Traceback" not in stderr, stderr
         assert code in (0, CODES[name]), (code, stderr)
         last = told[-1] if told else {}
-        phase = str(last.get("phase", last.get("event", "Starting")))
+        phase = str(next((one["phase"] for one in reversed(told) if "phase" in one), "before opening"))
         out = home / "out"
         file = out / "scan.atlas"
         if self._command == "scan" and out.exists():
