@@ -187,10 +187,15 @@ def open_saved(
         job.rank,
         job.images if job.images < job.of else None,
     )
-    if source.fingerprint().content != job.data.content:
+    found = source.fingerprint()
+    if found.content != job.data.content:
         raise UsageError(
             f"{images or origin.images} ({source.description}) are not the images that were scanned "
             f"({job.data_set}). Name the folder that holds them with --images."
+        )
+    if images is None and found.times != job.data.times:
+        progress.note(
+            f"{origin.images}: files were changed or copied since the scan. If images are others now, scan them again."
         )
     return setup
 

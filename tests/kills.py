@@ -33,7 +33,7 @@ INTERVAL = 0.1
 _SLACK = 1.0
 """Seconds that saving itself, and telling how far a scan is, may take on a busy machine."""
 _KEPT = {"scan.atlas", ".scan.atlas.before"}
-_LEFT = {*_KEPT, ".scan.atlas.new", ".onnxviz.lock"}
+_LEFT = {*_KEPT, ".scan.atlas.part", ".onnxviz.lock"}
 """What there may be of an unfinished scan; and after a kill."""
 
 

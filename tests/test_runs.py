@@ -462,7 +462,7 @@ def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, kind):
 
 def test_what_killed_ones_left_does_not_pile_up(tmp_path):
     job = scans.job(64)
-    for name in (".scan.atlas.new", ".scan.atlas.before"):
+    for name in (".scan.atlas.part", ".scan.atlas.before"):
         (tmp_path / name).write_bytes(b"cut off")
     scans.saved(job, VALUES, 0, 32, range_=(0, 64)).write(tmp_path / "scan.atlas")
     run = Run(tmp_path)
