@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False
 
 def draw(
     path: str | Path,
-    report: str | Path,
+    report: str | Path | None = None,
     *,
     layers: str | Sequence[str] | None = None,
     channels: str | Sequence[int] | None = None,
@@ -278,11 +278,11 @@ def draw(
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
-    """Draw the report of a scan that is saved and finished.
+    """Draw what a scan found that is saved and finished, and write its report.
 
     Args:
         path: the scan's folder or file.
-        report: the folder of the report.
+        report: the folder of the report; without it pictures are in a temporary folder that lives as long as the atlas.
         layers, channels, top: only these of what was scanned.
         method, control, engine, memory, theme, command: as of `analyze`.
         model, images: where they are now, if not where they were.
@@ -294,7 +294,9 @@ def draw(
     """
     progress = progress or Progress()
     check_theme(theme)
-    check_folder(Path(report))
+    target = None if report is None else Path(report)
+    if target is not None:
+        check_folder(target)
     saved = SavedScan.read(scan_file(Path(path)))
     if not saved.whole:
         raise AtlasError(
@@ -314,8 +316,8 @@ def draw(
     style = Style.of(method, control=control)
     style.check(setup.network, setup.layers)
     drawing = Drawing.plan(setup, style, channels, progress, labelled=saved.origin.labels is not None)
-    with locked(Path(report)):
-        return drawing.draw(scan, Path(report), published=True, theme=theme, command=command)
+    with locked(target) if target is not None else nullcontext():
+        return drawing.draw(scan, target, published=target is not None, theme=theme, command=command)
 
 
 def _places(*folders: str | Path | None) -> list[Path]:

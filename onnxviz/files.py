@@ -12,15 +12,21 @@ __all__ = ["write_atomically", "write_durably"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file by a function of a path; it is there whole or not at all."""
-    _write(path, path.with_name(f".{path.name}.{os.getpid()}"), write)
+    """Write a file by a function of a path; it is there whole or not at all.
+
+    What a killed process leaves of it has a name that the next one uses again, so that it does not pile up. So only one
+    process at a time may write a file (`locks.locked`).
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """As `write_atomically`, and what was there before is only lost once the new content is on the disk.
-
-    Only one process at a time may do so (`locks.locked`): what a killed one leaves of the new content has a name that
-    the next one uses again, so that it does not pile up.
 
     Raises:
         OSError: the disk is full, say; what was there before is still there.
@@ -32,7 +38,7 @@ def write_durably(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    _write(path, path.with_name(f".{path.name}.new"), write)
+    write_atomically(path, write)
     # The new name, too, is in the folder's own data; Windows and some network folders cannot be asked for that.
     with contextlib.suppress(OSError, AttributeError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -40,11 +46,3 @@ def write_durably(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _write(path: Path, temporary: Path, write: Callable[[Path], Any]) -> None:
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

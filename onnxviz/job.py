@@ -90,7 +90,7 @@ class Job:
         if self.digest != now.digest:
             yield f"the model was another ({self.model}, SHA-256 {self.digest[:12]}…; now {now.digest[:12]}…)"
         if self.data.content != now.data.content:
-            yield f"the images were others ({self.data_set}; now {now.data_set})"
+            yield f"the images or their labels were others ({self.data_set}; now {now.data_set})"
         elif in_place and self.data.times != now.data.times:
             yield "image files have changed since"
         if self.images != now.images and self.of == now.of:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +155,8 @@ def open_saved(
         UsageError: they are not there, or not those that the scan was of; says in what they differ.
     """
     job, origin = saved.job, saved.origin
-    file = ModelFile(model or origin.model, origin.feeds)
+    with _moved("--model", model is None):
+        file = ModelFile(model or origin.model, origin.feeds)
     if file.digest != job.digest:
         raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
     network = Network(
@@ -174,7 +176,8 @@ def open_saved(
         raise ModelError(f"{file.path}: {lost[0]} is no longer what the scan was of. Scan it again.")
     names = facts.output_names(network.model, origin.labels)
     progress.note(f"{network.image}; {job.preprocess.describe()}; runs on {network.provider.upper()}")
-    source = _source(images or origin.images, job.preprocess, names, progress)
+    with _moved("--images", images is None):
+        source = _source(images or origin.images, job.preprocess, names, progress)
     setup = Setup(
         network,
         job.preprocess,
@@ -186,12 +189,28 @@ def open_saved(
         job.rank,
         job.images if job.images < job.of else None,
     )
-    if setup.job.data.content != job.data.content:
+    found = setup.job.data
+    if found.content != job.data.content:
         raise UsageError(
             f"{images or origin.images} ({source.description}) are not the images that were scanned "
             f"({job.data_set}). Name the folder that holds them with --images."
         )
+    if images is None and found.times != job.data.times:
+        progress.note(
+            f"{origin.images}: files were changed or copied since the scan. If images are others now, scan them again."
+        )
     return setup
+
+
+@contextmanager
+def _moved(option: str, hint: bool) -> Iterator[None]:
+    """Say with what is not there any more which option names where it is now."""
+    try:
+        yield
+    except UsageError as error:
+        if not hint:
+            raise
+        raise UsageError(f"{error} {option} says where it is now.") from error
 
 
 def open_network(
