@@ -44,10 +44,10 @@ class OnnxvizError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message, fit to be printed: what is not printable is spelled out, the middle of a long one left out."""
+        """The message in one line, fit to be printed: control characters are spelled out, a long one is cut."""
         text = "".join(
-            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii")
-            for sign in super().__str__()
+            sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+            for sign in " ".join(super().__str__().splitlines())
         )
         end = _LONGEST // 3
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - end - 3]} … {text[-end:]}"

@@ -174,8 +174,8 @@ def check_sizes(shapes: Mapping[str, tuple[int | None, ...]], path: Path, advice
             raise ModelError(f"{path}: the tensor {name!r} would have the shape {_dims(shape)}.")
         if None not in shape and 4 * math.prod(known) > LARGEST_TENSOR:
             raise ModelError(
-                f"{path}: the tensor {name!r} is {_dims(shape)}, and no more than {LARGEST_TENSOR >> 2:,} "
-                f"elements can be worked with at once. {advice}".rstrip()
+                f"{path}: the tensor {name!r} would have the shape {_dims(shape)}, and no more than "
+                f"{LARGEST_TENSOR >> 2:,} elements can be worked with at once. {advice}".rstrip()
             )
 
 
