@@ -28,6 +28,7 @@ from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.output import writing
 from onnxviz.pictures import SEEDS, Way, draw_layer, wanted_maps
 from onnxviz.places import FILTERS, IMAGES, PICTURES, slugs
 from onnxviz.progress import Progress
@@ -44,6 +45,7 @@ __all__ = ["analyze", "open_network", "preprocess_for"]
 METADATA_KEY = "onnxviz.preprocess"
 
 
+@writing("the report")
 def analyze(
     model: str | Path,
     *,

@@ -26,6 +26,7 @@ from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.decode import quiet
 from onnxviz.model.layers import Layer, find_layer, find_layers
+from onnxviz.output import writing
 from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.report.data import DiagramNode, FilterBank, LayerData, ModelData, Provenance, ReportData
 from onnxviz.soundness import check_atlas
@@ -156,7 +157,8 @@ class Atlas:
         out = Path(out)
         check_theme(theme)
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self.pictures())
         return write_report(self.report_data(), out, pictures=self.pictures(), theme=theme)
 
@@ -175,7 +177,8 @@ class Atlas:
         path = Path(path)
         check_theme(theme)
         check_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         data = self.report_data()
         write_atomically(path, lambda partial: write_single(data, self.folder, partial, theme=theme))
         return path
@@ -287,7 +290,8 @@ class Atlas:
     def save(self, folder: str | Path) -> Path:
         """Write the atlas into a folder, which `load` reads back."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, folder, self.pictures())
         arrays: dict[str, Array] = {}
         facts: dict[str, Any] = {
@@ -420,10 +424,11 @@ def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
     if source.resolve() == target.resolve():
         return
     paths = list(paths)
-    for folder in {(target / path).parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        shutil.copyfile(source / path, target / path)
+    with writing(target):
+        for folder in {(target / path).parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(source / path, target / path)
 
 
 def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -452,11 +457,12 @@ def _read_arrays(path: Path) -> dict[str, Array]:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file by a function of a path; it is there whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,9 @@ def analyze(
             typer.echo(f"  … and {len(skipped) - 5:,} more, listed in the report", err=True)
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+            spoilt = int((one.stats.not_finite > 0).sum())
+            lost = f", {spoilt} with NaN or infinity in some images (not ranked there)" if spoilt else ""
+            typer.echo(f"{one.layer}: {len(one.pictured)} channels, {dead} dead{lost}")
         page = target / "index.html"
         typer.echo(f"Report: {page}")
         if file:

@@ -11,6 +11,7 @@
     ├── ImageError               an image that cannot be read (skipped and counted in a scan)
     │   └── NoImagesError        nothing to scan
     ├── WeightsError             a weight file for a converter is not what it should be
+    ├── OutputError              a file that cannot be written: a full disk, no permission
     ├── ProviderError            the execution provider asked for is not there
     └── AtlasError               a saved atlas cannot be read
 
@@ -26,6 +27,7 @@ __all__ = [
     "ModelError",
     "NoImagesError",
     "OnnxvizError",
+    "OutputError",
     "ProviderError",
     "UnitError",
     "UnsupportedOpError",
@@ -85,6 +87,10 @@ class NoImagesError(ImageError):
 
 class WeightsError(OnnxvizError):
     """A weight file that is not what its converter expects."""
+
+
+class OutputError(OnnxvizError, OSError):
+    """A file or folder that cannot be written."""
 
 
 class ProviderError(OnnxvizError):

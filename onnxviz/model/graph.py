@@ -570,7 +570,9 @@ def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
             "DequantizeLinear", [node.output[0], *node.input[6:8]], [node.output[0] + REAL_VALUES]
         )
         for node in nodes
-        if node.op_type in ("QLinearConv", "QLinearMatMul") and node.domain in ("", "ai.onnx")
+        if node.op_type in ("QLinearConv", "QLinearMatMul")
+        and node.domain in ("", "ai.onnx")
+        and any(node.output)
     ]
 
 

@@ -113,7 +113,7 @@ def _check_schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
             raise _UnsoundError(f"{name} of {what} is of type {found}, not {expected.type.name}")
     for kind, count, least, most in (
         ("inputs", len(node.input), schema.min_input, schema.max_input),
-        ("outputs", len(node.output), 0, schema.max_output),
+        ("outputs", len(node.output), schema.min_output, schema.max_output),
     ):
         if not least <= count <= most:
             raise _UnsoundError(

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from onnxviz.errors import OnnxvizError, UsageError
+from onnxviz.output import writing
 
 __all__ = ["MANIFEST", "Folder", "check_folder"]
 
@@ -39,7 +40,8 @@ class Folder:
 
     def __init__(self, out: Path) -> None:
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self._old = _listed(out)
         self._new: set[str] = set()
@@ -85,13 +87,18 @@ class Folder:
 
     def _replace(self, path: str, text: str) -> None:
         target = self.out / path
-        if target.parent not in self._made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(target.parent)
         partial = target.with_name(f".{target.name}.part")
-        # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
-        partial.write_bytes(text.encode("utf-8", errors="replace"))
-        os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+        with writing(target):
+            if target.parent not in self._made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._made.add(target.parent)
+            try:
+                # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
+                partial.write_bytes(text.encode("utf-8", errors="replace"))
+                os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
 
     def _prune(self, folder: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: someone else's files

@@ -92,6 +92,7 @@ UNSOUND = {
     ),
     "too few inputs": (lambda m: _set(m.graph.node[0], input=["x"]), "Conv 'conv1' has 1 inputs, not 2 to 3"),
     "too many inputs": (lambda m: _set(m.graph.node[1], input=["c1", "c1"]), "Relu 'relu1' has 2 inputs"),
+    "no output": (lambda m: _set(m.graph.node[1], output=[]), "Relu 'relu1' has 0 outputs, not 1"),
     "an absurd version": (lambda m: _set(m.opset_import[0], version=2**62), "version 4611686018427387904"),
     "a reference outside a function": (_refer, "refers to an attribute of a function"),
     "a name that is no text": (_text_of_bytes, "not UTF-8"),
