@@ -108,6 +108,13 @@ def test_parts_that_do_not_fit_are_named_when_the_file_is_opened(tmp_path, chang
     assert "m.onnx" in str(error.value)
 
 
+def test_a_split_with_more_outputs_than_it_says(tmp_path):
+    """At which onnx 1.23 and onnxruntime 1.31 end the process."""
+    nodes = [CONV, node("Split", "a", "p q r", "parts", axis=1, num_outputs=2), node("Relu", "r", "y")]
+    with pytest.raises(ModelError, match="Split 'parts' has 3 outputs, and num_outputs 2"):
+        ModelFile(write(tmp_path / "m.onnx", build(nodes, W, x=(1, 3, 12, 12), opset=18)))
+
+
 def test_the_same_inside_a_subgraph(tmp_path):
     body = subgraph([node("MaxPool", "a", "p")], "p")
     nodes = [
@@ -116,6 +123,24 @@ def test_the_same_inside_a_subgraph(tmp_path):
     ]
     with pytest.raises(ModelError, match="MaxPool 'p' has no kernel_shape"):
         ModelFile(write(tmp_path / "m.onnx", build(nodes, W | {"yes": np.array(True)})))
+
+
+@pytest.mark.parametrize("field", ["producer", "maker 1", "graph's name", "key", "value", "an input", "N"])
+def test_text_that_is_none(tmp_path, field):
+    """Wherever it stands."""
+    model = build([CONV], W | {}, x=("N", 3, 12, 12), metadata={"key": "value"})
+    model.producer_name, model.producer_version, model.graph.name = "producer", "maker 1", "graph's name"
+    model.graph.input.add(name="an input").type.tensor_type.elem_type = TensorProto.FLOAT
+    data = model.SerializeToString()
+    assert data.count(field.encode()) >= 1
+    path = tmp_path / "m.onnx"
+    path.write_bytes(data.replace(field.encode(), b"\xff" + field.encode()[1:]))
+    try:
+        file = ModelFile(path)
+    except ModelError as error:
+        assert "UTF-8" in str(error)
+    else:  # where the text is not one that is ever read
+        assert file.graph.nodes
 
 
 CONTRADICTIONS = {
