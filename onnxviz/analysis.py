@@ -17,6 +17,7 @@ from onnxviz.forward import ranges
 from onnxviz.images.source import Source
 from onnxviz.locks import lock_file, locked
 from onnxviz.model.layers import find_layers
+from onnxviz.output import writing
 from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
@@ -30,6 +31,7 @@ from onnxviz.setup import open_saved, open_setup
 __all__ = ["analyze", "draw", "merge", "scan"]
 
 
+@writing("the report")
 def analyze(
     model: str | Path,
     *,
@@ -260,6 +262,7 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False
         return whole
 
 
+@writing("the report")
 def draw(
     path: str | Path,
     report: str | Path | None = None,

@@ -26,6 +26,7 @@ from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.decode import quiet
 from onnxviz.model.layers import Layer, find_layer, find_layers
+from onnxviz.output import writing
 from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.report.data import DiagramNode, FilterBank, LayerData, ModelData, Provenance, ReportData
 from onnxviz.soundness import check_atlas
@@ -155,7 +156,8 @@ class Atlas:
         out = Path(out)
         check_theme(theme)
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self.pictures())
         return write_report(self.report_data(), out, pictures=self.pictures(), theme=theme)
 
@@ -174,7 +176,8 @@ class Atlas:
         path = Path(path)
         check_theme(theme)
         check_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         data = self.report_data()
         write_atomically(path, lambda partial: write_single(data, self.folder, partial, theme=theme))
         return path
@@ -286,7 +289,8 @@ class Atlas:
     def save(self, folder: str | Path) -> Path:
         """Write the atlas into a folder, which `load` reads back."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, folder, self.pictures())
         arrays: dict[str, Array] = {}
         facts: dict[str, Any] = {
@@ -419,10 +423,11 @@ def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
     if source.resolve() == target.resolve():
         return
     paths = list(paths)
-    for folder in {(target / path).parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        shutil.copyfile(source / path, target / path)
+    with writing(target):
+        for folder in {(target / path).parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(source / path, target / path)
 
 
 def _savez(path: Path, arrays: Mapping[str, Array]) -> None:

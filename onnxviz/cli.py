@@ -346,7 +346,9 @@ def analyze(
             progress.finish()
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+            spoilt = int((one.stats.not_finite > 0).sum())
+            lost = f", {spoilt} with NaN or infinity in some images (not ranked there)" if spoilt else ""
+            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead{lost}")
         progress.result(lines, **made)
         if open_:
             _browse(made["report"])

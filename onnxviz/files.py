@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from onnxviz.output import writing
+
 __all__ = ["write_atomically", "write_durably"]
 
 
@@ -18,11 +20,12 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     process at a time may write a file (`locks.locked`).
     """
     temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, data: bytes) -> None:

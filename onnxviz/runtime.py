@@ -192,6 +192,8 @@ def error_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if text.endswith("for the following indices"):
         text = f"{text.removesuffix(' for the following indices')}, {lines[1].strip()}"
+    if match := re.search(r"Opset (\d+) is under development", text):
+        return f"it does not know opset {match[1]}; export the model with an older one, or update onnxruntime"
     if "terminate flag" in text:
         text = text.replace(
             "Exiting due to terminate flag being set to true.", f"no end after {_TRIAL_SECONDS:.0f} s"

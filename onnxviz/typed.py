@@ -34,7 +34,18 @@ def typed(kind: Any, value: Any, where: str) -> Any:
     # True is an int to Python; numbers beyond 64 bits are none that were written.
     if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or abs(value) >= 2**63)):
         raise ValueError(f"{where} is {_short(value)}, not {kind.__name__}")
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError(f"{where} is {_short(value)}, which is no text")
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written: JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:

@@ -444,9 +444,10 @@ def _load_arrays(
     except (
         Exception
     ) as error:  # NumPy's readers raise whatever a broken header or zip makes them stumble over
-        raise ImageError(
-            f"{path}: cannot be read as a NumPy array file ({error or type(error).__name__})"
-        ) from error
+        reason = str(error) or type(error).__name__
+        if "pickle" in reason or "object" in reason.lower():
+            reason = "it holds Python objects, which could run code; only arrays of numbers are read"
+        raise ImageError(f"{path}: cannot be read as a NumPy array file ({reason})") from error
     if marks is not None and marks.shape != array.shape[:1]:
         return array, None, f"; {name} of shape {marks.shape} is not one label an image, ignored"
     return array, marks, ""

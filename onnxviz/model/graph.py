@@ -212,14 +212,19 @@ class ModelFile:
         self._inputs = list(proto.graph.input)
         self._outputs = list(proto.graph.output)
         self._files = ExternalFiles(self.folder)
+        # The last shapes asked for, which may take long to work out: of these nodes, for these inputs.
+        self._asked: tuple[object, Mapping[str, Shape], dict[str, tuple[int | None, ...]]] | None = None
         self._feed(feeds or {})
         taken = (*(v.name for v in self._inputs), *self.initializers)
         make_names_unique(lifted.nodes, taken)
         self._nodes: list[onnx.NodeProto] = in_order([*lifted.nodes, *_real_values(lifted.nodes)])
         self.graph = self._read_graph()
         self.constants = Constants(self)
-        if any(node.op == "Slice" for node in self.graph.nodes):
-            self.shapes({})  # before onnxruntime works them out, which a Slice may end: see `inference`
+        computed = [name for name in self.constants if name not in self.initializers]
+        if any(node.op == "Slice" for node in self.graph.nodes if node.output in self.constants):
+            self._infer(
+                self._light(computed, {})
+            )  # before onnxruntime does, which a Slice may end: see `inference`
         self._inline({}, None)
 
     @cached_property
@@ -413,10 +418,13 @@ class ModelFile:
 
     def shapes(self, feeds: Mapping[str, Shape]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of all tensors that onnx's shape inference can tell, for inputs of the given shapes."""
+        if self._asked is not None and self._asked[0] is self._nodes and self._asked[1] == feeds:
+            return dict(self._asked[2])
         found = _stated_shapes(self._inferred(feeds))
         for name, tensor in self.initializers.items():
             found[name] = tuple(tensor.dims)
-        return found
+        self._asked = (self._nodes, dict(feeds), found)
+        return dict(found)
 
     def _inferred(self, feeds: Mapping[str, Shape]) -> onnx.ModelProto:
         """The model without weights, with the types and shapes that shape inference finds."""
@@ -438,11 +446,13 @@ class ModelFile:
         return self._infer(model)
 
     def _infer(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        def check(inferred: onnx.ModelProto) -> None:
-            check_sizes(_stated_shapes(inferred), self.path)
+        def stated(inferred: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
+            found = _stated_shapes(inferred)
+            check_sizes(found, self.path)
+            return found
 
         try:
-            return infer_shapes(model, check)
+            return infer_shapes(model, stated)
         except ModelError:
             raise
         except Exception as error:  # the C++ checker's own error types
@@ -591,7 +601,9 @@ def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
             "DequantizeLinear", [node.output[0], *node.input[6:8]], [node.output[0] + REAL_VALUES]
         )
         for node in nodes
-        if node.op_type in ("QLinearConv", "QLinearMatMul") and node.domain in ("", "ai.onnx")
+        if node.op_type in ("QLinearConv", "QLinearMatMul")
+        and node.domain in ("", "ai.onnx")
+        and any(node.output)
     ]
 
 

@@ -1,24 +1,26 @@
-"""onnx's shape inference, kept from what ends the whole process.
+"""onnx's shape inference, kept from what ends the whole process, or does not end.
 
 In onnx 1.23 and in onnxruntime 1.31, which has the same code, a Slice of a tensor of negative size is no error but an
 abort. Negative sizes come of windows larger than the image, negative padding and the like. So where a Slice comes after
 an operator that can make them, it is left out until the sizes before it are known not to be negative.
+
+And where the values of vectors are followed, since they may be sizes, onnx makes an entry for each element of any
+vector. So what would follow the values of one that may be very long is left out until its length is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import onnx
 import onnx.shape_inference
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from onnxviz.model.inline import reads
 
 __all__ = ["infer_shapes"]
-
-_LEFT_OUT = "onnxviz.left_out"
-"""A domain of which onnx knows nothing: it infers nothing of its operators."""
 
 _HARMLESS = frozenset(
     {
@@ -101,59 +103,137 @@ _HARMLESS = frozenset(
 """Operators that give no negative sizes where they get none."""
 
 
+_FOLLOWING = frozenset(
+    {"Add", "Cast", "Concat", "Gather", "Mul", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze"}
+)
+"""Operators that follow the values of vectors."""
+
+_LENGTHENING: Mapping[str, int | None] = {
+    **dict.fromkeys(
+        ("Compress", "NonZero", "OneHot", "RandomNormal", "RandomUniform", "Range", "Resize", "Upsample")
+    ),
+    **dict.fromkeys(("Expand", "Pad", "Reshape", "Tile"), 1),
+    "ConstantOfShape": 0,
+}
+"""Operators whose output can be a vector much longer than any input, with the input that has an entry for each axis."""
+
+_SPATIAL = frozenset(
+    {
+        "AveragePool",
+        "Conv",
+        "ConvInteger",
+        "ConvTranspose",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "LpPool",
+        "MaxPool",
+    }
+    | {"LRN", "InstanceNormalization", "QLinearConv", "DepthToSpace", "SpaceToDepth", "Flatten", "Gemm"}
+)
+"""Operators whose output is no vector."""
+
+_LONGEST = 1 << 16
+
+Dims: TypeAlias = tuple[int | None, ...]
+
+
 def infer_shapes(
-    model: onnx.ModelProto, check: Callable[[onnx.ModelProto], None] = lambda inferred: None
+    model: onnx.ModelProto, shapes: Callable[[onnx.ModelProto], Mapping[str, Dims]]
 ) -> onnx.ModelProto:
     """The model with the types and shapes that follow from its inputs and small constants.
 
     Args:
         model: whose nodes are in topological order; it is not changed. Its inputs have no negative sizes.
-        check: is given a model as far as it is inferred, and raises if a size in it is negative.
+        shapes: reads off a model what it states, and raises if a size in it is negative.
     """
-    nodes = model.graph.node
-    slices = [i for i, node in enumerate(nodes) if node.op_type == "Slice" and not node.domain]
-    left_out = set(slices) - _sure(nodes, set(slices), checked=False) if slices else set()
-    while left_out:
-        inferred = _infer(_without(model, left_out))
-        check(inferred)
-        left_out -= _sure(nodes, left_out, checked=True)
-    return _infer(model)
+    nodes = [_Step.of(node) for node in model.graph.node]
+    known, settled = shapes(model), set[int]()
+    inferred = bare = onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        graph=onnx.GraphProto(
+            name=model.graph.name, input=model.graph.input, initializer=model.graph.initializer
+        ),
+    )
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    while True:
+        left_out = _doubted(nodes, {**stored, **known}, settled)
+        if not left_out:
+            return _infer(model)
+        before, settled = settled, _independent(nodes, left_out)
+        if settled == before:
+            return inferred
+        part = onnx.ModelProto()
+        part.CopyFrom(bare)
+        part.graph.node.extend(model.graph.node[number] for number in sorted(settled))
+        inferred = _infer(part)
+        known = shapes(inferred)
 
 
-def _sure(nodes: Sequence[NodeProto], left_out: set[int], *, checked: bool) -> set[int]:
-    """Numbers of the Slices left out that what comes before them cannot have given a negative size.
+@dataclass(frozen=True)
+class _Step:
+    """Of a node what is asked again and again: its operator ("" for those of other domains), and what it reads."""
+
+    op: str
+    inputs: tuple[str, ...]
+    read: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, node: NodeProto) -> _Step:
+        return cls("" if node.domain else node.op_type, tuple(node.input), reads(node), tuple(node.output))
+
+
+def _doubted(nodes: Sequence[_Step], known: Mapping[str, Dims], settled: Collection[int]) -> set[int]:
+    """Numbers of the nodes that are to be left out.
 
     Args:
-        checked: whether all sizes are checked that do not hang on what is left out; else all operators that may make
-            negative ones are doubted.
+        settled: numbers of the nodes of which all is in ``known`` that will ever be.
     """
-    hanging: set[str] = set()  # on a Slice that is left out
-    doubtful: set[str] = set()
-    sure = set()
+    negative: set[str] = set()  # tensors that may have a negative size
+    long = {name for name, shape in known.items() if _is_long(shape)}
+    doubted = set()
     for number, node in enumerate(nodes):
-        read = reads(node)
-        hangs, doubted = not hanging.isdisjoint(read), not doubtful.isdisjoint(read)
-        if number in left_out:
-            if not doubted:
-                sure.add(number)
-            hangs = True
-        elif (node.domain or node.op_type not in _HARMLESS) and (hangs or not checked):
-            doubted = True
-        if hangs:
-            hanging.update(node.output)
-        if doubted:
-            doubtful.update(node.output)
-    return sure
+        after_long = not long.isdisjoint(node.read)
+        if node.op in _FOLLOWING and (
+            after_long or (node.op == "Slice" and not negative.isdisjoint(node.read))
+        ):
+            doubted.add(number)
+        if number in settled or node.op in (
+            "Shape",
+            "Size",
+        ):  # which have an entry an axis, or are one number
+            continue
+        if node.op not in _HARMLESS or not negative.isdisjoint(node.read):
+            negative.update(node.outputs)
+        if (node.op in _LENGTHENING or (after_long and node.op not in _SPATIAL)) and _axes(node, known) < 2:
+            long.update(node.outputs)
+    return doubted
 
 
-def _without(model: onnx.ModelProto, left_out: set[int]) -> onnx.ModelProto:
-    """The model with some of its nodes as operators that onnx does not know."""
-    other = onnx.ModelProto()
-    other.CopyFrom(model)
-    other.opset_import.append(helper.make_opsetid(_LEFT_OUT, 1))
-    for number in left_out:
-        other.graph.node[number].domain = _LEFT_OUT
-    return other
+def _axes(node: _Step, known: Mapping[str, Dims]) -> int:
+    """How many axes a node's output is sure to have, if one of its inputs tells."""
+    place = _LENGTHENING.get(node.op)
+    if place is None or place >= len(node.inputs):
+        return 0
+    entries = known.get(node.inputs[place], ())
+    return (entries[0] or 0) // (1 + (node.op == "Pad")) if len(entries) == 1 else 0
+
+
+def _is_long(shape: Dims) -> bool:
+    return len(shape) == 1 and shape[0] is not None and shape[0] > _LONGEST
+
+
+def _independent(nodes: Sequence[_Step], left_out: Collection[int]) -> set[int]:
+    """Numbers of the nodes that do not hang on those left out."""
+    hanging: set[str] = set()
+    found = set()
+    for number, node in enumerate(nodes):
+        if number in left_out or not hanging.isdisjoint(node.read):
+            hanging.update(node.outputs)
+        else:
+            found.add(number)
+    return found
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:

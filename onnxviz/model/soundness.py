@@ -40,6 +40,7 @@ def check_sound(proto: onnx.ModelProto, path: Path) -> None:
         ModelError: naming the first part of which that is not so.
     """
     try:
+        _check_text(proto.producer_name, proto.producer_version, proto.graph.name)
         opsets = _opsets(proto.opset_import)
         _check_graph(proto.graph, opsets)
         for function in proto.functions:
@@ -48,6 +49,8 @@ def check_sound(proto: onnx.ModelProto, path: Path) -> None:
             )
             _check_nodes(function.node, _opsets(function.opset_import), inside=True)
         _check_text(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
+    except UnicodeDecodeError as error:  # or protobuf itself says that text is none, where it is asked for
+        raise ModelError(f"{path}: a name in it is not UTF-8 ({error}). Export or fetch it again.") from error
     except _UnsoundError as error:
         raise ModelError(f"{path}: {error}. Export or fetch it again.") from error
 
@@ -111,9 +114,14 @@ def _check_schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
         if one is not None and not one.ref_attr_name and one.type != int(expected.type.value):
             found = AttributeProto.AttributeType.Name(one.type) if one.type in _KINDS else one.type
             raise _UnsoundError(f"{name} of {what} is of type {found}, not {expected.type.name}")
+    if node.op_type == "Split" and "num_outputs" in given and given["num_outputs"].i < len(node.output):
+        # onnx 1.23 and onnxruntime 1.31 end the process when they infer its shapes.
+        raise _UnsoundError(
+            f"{what} has {len(node.output)} outputs, and num_outputs {given['num_outputs'].i}"
+        )
     for kind, count, least, most in (
         ("inputs", len(node.input), schema.min_input, schema.max_input),
-        ("outputs", len(node.output), 0, schema.max_output),
+        ("outputs", len(node.output), schema.min_output, schema.max_output),
     ):
         if not least <= count <= most:
             raise _UnsoundError(
@@ -174,8 +182,8 @@ def check_sizes(shapes: Mapping[str, tuple[int | None, ...]], path: Path, advice
             raise ModelError(f"{path}: the tensor {name!r} would have the shape {_dims(shape)}.")
         if None not in shape and 4 * math.prod(known) > LARGEST_TENSOR:
             raise ModelError(
-                f"{path}: the tensor {name!r} is {_dims(shape)}, and no more than {LARGEST_TENSOR >> 2:,} "
-                f"elements can be worked with at once. {advice}".rstrip()
+                f"{path}: the tensor {name!r} would have the shape {_dims(shape)}, and no more than "
+                f"{LARGEST_TENSOR >> 2:,} elements can be worked with at once. {advice}".rstrip()
             )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxviz.errors import OnnxvizError, UsageError
+from onnxviz.output import writing
 
 __all__ = ["MANIFEST", "Folder", "check_folder"]
 
@@ -40,7 +41,8 @@ class Folder:
 
     def __init__(self, out: Path) -> None:
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self._old = _listed(out)
         self._drawing = _content(out).get("drawing")
@@ -100,13 +102,18 @@ class Folder:
 
     def _replace(self, path: str, text: str) -> None:
         target = self.out / path
-        if target.parent not in self._made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(target.parent)
         partial = target.with_name(f".{target.name}.part")
-        # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
-        partial.write_bytes(text.encode("utf-8", errors="replace"))
-        os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+        with writing(target):
+            if target.parent not in self._made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._made.add(target.parent)
+            try:
+                # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
+                partial.write_bytes(text.encode("utf-8", errors="replace"))
+                os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
 
     def _prune(self, folder: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: someone else's files

@@ -20,7 +20,16 @@ from tests.fuzz.seeds import Case
 from tests.fuzz.worker import Verdict, Worker
 
 _NOTE = "FAILURE.txt"
-_SHARES = {"models": 10, "images": 10, "archives": 3, "arrays": 4, "weights": 4, "atlases": 2, "texts": 3}
+_SHARES = {
+    "models": 10,
+    "nodes": 10,
+    "images": 10,
+    "archives": 3,
+    "arrays": 4,
+    "weights": 4,
+    "atlases": 2,
+    "texts": 3,
+}
 """How the cases are shared out; a kind that is not named has 3."""
 
 

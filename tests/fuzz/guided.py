@@ -43,7 +43,7 @@ def main() -> int:
         )
         if done.returncode:
             failed.append(kind)
-            print("\n".join(lines[-40:]))
+            print(done.stdout[-4000:], *lines[-8:], sep="\n")
     print(f"{len(failed)} of {len(kinds)} kinds failed" + (f", see {given.keep}" if failed else ""))
     return int(bool(failed))
 
