@@ -140,7 +140,9 @@ class Cluster:
         until(lambda: self.file.exists() and self.file.read_text().endswith("}"))
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def _started(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def _started(
+        self, command: str, *arguments: str, env: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "dask", command, *arguments],
             cwd=self.folder,
