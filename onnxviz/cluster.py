@@ -348,8 +348,8 @@ class _Scan:
             self._there_at = monotonic()
         elif monotonic() - self._there_at > _NO_WORKERS:
             raise OnnxvizError(
-                f"The cluster has had no workers for {_NO_WORKERS / 60:.0f} minutes. The same command goes on from what "
-                "is saved."
+                f"The cluster has had no workers for {_NO_WORKERS / 60:.0f} minutes. The same command goes on from "
+                "what is saved."
             )
         self._workers = now
 
