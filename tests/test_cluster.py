@@ -89,11 +89,8 @@ def test_it_is_what_one_process_finds(folder, expected, two, tmp_path, by):
 def test_the_model_is_sent_to_each_worker_once_and_taken_away(folder, expected, two, tmp_path):
     def count(what: str) -> int:
         # Dask says so for each worker.
-        return len(
-            re.findall(
-                rf"worker - INFO - {what} Worker plugin onnxviz-", (two.folder / "cluster.log").read_text()
-            )
-        )
+        log = (two.folder / "cluster.log").read_text()
+        return len(re.findall(rf"worker - INFO - {what} Worker plugin onnxviz-", log))
 
     before = count("Starting"), count("Removing")
     run = start(folder, tmp_path / "it.atlas", two.file)
@@ -295,10 +292,31 @@ def test_images_behind_a_url(folder, two, tmp_path, monkeypatch):
     assert b"secret" not in (tmp_path / "it.atlas").read_bytes()
 
 
-def test_the_program_s_own_logging_of_dask_is_there_again(folder, two, tmp_path):
-    before = {
-        name: logging.getLogger(name).handlers for name in ("distributed", "distributed.client", "tornado")
-    }
-    assert before["distributed"]
-    scan(folder, tmp_path / "it.atlas", cluster=two.address)
-    assert before == {name: logging.getLogger(name).handlers for name in before}
+@pytest.mark.parametrize("debug", [False, True], ids=["usual", "debug"])
+def test_dask_logs_only_if_it_is_asked_for(folder, two, tmp_path, debug):
+    """The same cluster that falls silent, with Dask's words about it."""
+    with cluster(tmp_path, environment(folder, 0.06)) as found:
+        found.add()
+        run = start(folder, tmp_path / "it.atlas", found.file, *(["--debug"] if debug else []))
+        run.until(8)
+        found.scheduler.kill()
+        code, errors = run.end(40)
+    assert code == 1
+    assert ("distributed.core - INFO - " in errors) == debug, errors
+
+
+def test_a_program_s_logging_is_left_as_it_was(folder, two, tmp_path):
+    heard: list[logging.LogRecord] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            heard.append(record)
+
+    logger, handler = logging.getLogger("distributed.client"), Handler()
+    logger.addHandler(handler)
+    try:
+        scan(folder, tmp_path / "it.atlas", cluster=two.address)
+        assert handler in logger.handlers
+    finally:
+        logger.removeHandler(handler)
+    assert heard == []
