@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
+import logging
 import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxviz.errors import AtlasError, OnnxvizError, UsageError
 from onnxviz.forward import ranges
@@ -21,26 +24,36 @@ from onnxviz.forward.ranges import Range
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import ModelFile
 from onnxviz.progress import Progress
-from onnxviz.runtime import cores
 from onnxviz.saved import SavedScan, versions
 from onnxviz.workers import Pieces, opened_scanner
 
 try:
-    from distributed import Client, Future, KilledWorker, WorkerPlugin
+    from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
+    from distributed.comm import get_address_host_port
+    from distributed.versions import VersionMismatchWarning
 except ImportError as error:
     raise UsageError(
         "Scanning on a cluster needs Dask: pip install 'onnxviz[cluster]' (here and on the workers)."
     ) from error
 
+if TYPE_CHECKING:
+    from onnxviz.forward.scan import Scanner
+
 __all__ = ["scan_on_cluster"]
 
-_PIECE_SECONDS = 20.0
+_PIECE_SECONDS = 10.0
 _JOINED = 8
 """Results that one task puts together."""
-_CONNECT, _FIRST_WORKER = 15.0, 60.0
-_LOOK = 0.2
-_MOST_LOST = 10
-"""How often workers may end under the same piece."""
+_CONNECT, _FIRST_WORKER, _NO_WORKERS = 15.0, 60.0, 600.0
+"""Seconds to wait for the scheduler, for a first worker, and for one after all were lost."""
+_LOOK, _ASK, _FETCH = 0.2, 1.0, 1.0
+"""Seconds: between two looks at Ctrl-C, between two at the workers, and to wait for a result."""
+_MOST_LOST = 2
+"""How often Dask may give a piece up, as it does when several workers, one after the other, have ended under it."""
+
+_SCHEDULER_GONE = (
+    "The connection to the cluster's scheduler is lost. The same command goes on from what is saved."
+)
 
 Save = Callable[[Part], object]
 
@@ -63,7 +76,11 @@ def scan_on_cluster(
         UsageError: there is no such cluster, or Dask is not installed.
         OnnxvizError: the scheduler is gone, or a worker failed at its work.
     """
-    with _connected(address) as client, _equipped(client, saved, batch, progress) as name:
+    with (
+        _without_logs(),
+        _connected(address, progress) as client,
+        _equipped(client, saved, batch, progress) as name,
+    ):
         scan = _Scan(client, name, saved, batch, progress, save, every)
         try:
             with held_interrupts() as check:
@@ -74,18 +91,42 @@ def scan_on_cluster(
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Client]:
-    place = (
-        {"address": address}
-        if "://" in address or not Path(address).exists()
-        else {"scheduler_file": address}
-    )
+def _without_logs() -> Iterator[None]:
+    """Keep Dask from printing what it logs, unless the logger "onnxviz" is set to debug."""
+    if logging.getLogger("onnxviz").isEnabledFor(logging.DEBUG):
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if _is_dask(name)]
+    handlers = [one.handlers for one in loggers]
+    for one in loggers:
+        if one.handlers:
+            one.handlers = [logging.NullHandler()]
     try:
-        client = Client(**place, timeout=_CONNECT, set_as_default=False)
+        yield
+    finally:
+        for one, usual in zip(loggers, handlers, strict=True):
+            one.handlers = usual
+
+
+def _is_dask(name: str) -> bool:
+    return name.partition(".")[0] in ("distributed", "tornado")
+
+
+@contextmanager
+def _connected(address: str, progress: Progress) -> Iterator[Client]:
+    place = _place(address)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(place, timeout=_CONNECT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise UsageError(
-            f"--cluster {address}: no Dask scheduler answers there ({str(error).splitlines()[0]:.200}). Give its "
-            "address, such as tcp://host:8786, or its scheduler file."
+            f"--cluster {address}: no Dask scheduler answers there ({_line(error)}). Give its address, such as "
+            "tcp://host:8786, or its scheduler file."
+        ) from error
+    except ImportError as error:
+        raise OnnxvizError(
+            f"--cluster {address}: the scheduler cannot work with this one: {_line(error)}."
         ) from error
     try:
         yield client
@@ -94,17 +135,48 @@ def _connected(address: str) -> Iterator[Client]:
             client.close(timeout=5)
 
 
+def _place(address: str) -> str:
+    """The scheduler's address, out of its file if it is one. Dask's client takes half a minute over a wrong one."""
+    found: Any = address
+    if "://" not in address and Path(address).is_file():
+        try:
+            found = json.loads(Path(address).read_bytes())["address"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UsageError(f"--cluster {address}: not a scheduler file of Dask.") from error
+    try:
+        if not get_address_host_port(found)[0]:
+            raise ValueError("there is no host in it")
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"--cluster {address}: neither a file nor an address ({_line(error)}). Give the scheduler's address, such "
+            "as tcp://host:8786, or its scheduler file."
+        ) from error
+    return str(found)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{lines[0]:.200}" if lines else type(error).__name__
+
+
 @contextmanager
 def _equipped(client: Client, saved: SavedScan, batch: int, progress: Progress) -> Iterator[str]:
     """Give the job to all workers, those to come too, until the scan is over."""
     _wait_for_workers(client, progress)
     name = f"onnxviz-{os.urandom(8).hex()}"
-    client.register_plugin(_Kit(name, saved, batch), name=name)
     try:
+        try:
+            client.register_plugin(_Kit(name, saved, batch), name=name)
+        except Exception as error:  # whatever a worker met with
+            raise OnnxvizError(
+                f"The cluster cannot take the job ({_line(error)}). Its workers need onnxviz[cluster], in the version "
+                "that is here, and room on the disk for the model."
+            ) from error
         yield name
     finally:
-        with suppress(Exception):  # the scheduler may be gone
-            client.unregister_worker_plugin(name)
+        if client.status == "running":
+            with suppress(Exception):  # the scheduler may be gone
+                client.unregister_worker_plugin(name)
 
 
 def _wait_for_workers(client: Client, progress: Progress) -> None:
@@ -143,39 +215,54 @@ class _Kit(WorkerPlugin):  # type: ignore[misc]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         self.files = {}
-        share = max(1, cores() // max(worker.state.nthreads, 1))
-        _DESKS[self.name] = _Desk(self.job, self.batch, share, folder / self.model)
+        _DESKS[self.name, worker.id] = _Desk(self.job, self.batch, folder / self.model)
 
     def teardown(self, worker: Any) -> None:
         """Forget the job."""
-        if desk := _DESKS.pop(self.name, None):
+        if desk := _DESKS.pop((self.name, worker.id), None):
+            desk.given_up = True
             shutil.rmtree(desk.model.parent, ignore_errors=True)
 
 
 class _Desk:
-    """A job where a worker does it: the network and the images, opened once for all tasks of the process."""
+    """A job where a worker does it: the network and the images, opened once for all its tasks.
 
-    def __init__(self, job: bytes, batch: int, share: int, model: Path) -> None:
-        self.job, self.batch, self.share, self.model = job, batch, share, model
+    The worker does as many tasks at a time as it has threads, so that each may use a core.
+    """
+
+    def __init__(self, job: bytes, batch: int, model: Path) -> None:
+        self.job, self.batch, self.model = job, batch, model
+        self.given_up = False
         self._lock = threading.Lock()
-        self._scanner: Any = None
+        self._scanner: Scanner | None = None
         self.saved = SavedScan.from_bytes(job, "the job")
 
-    def scanner(self) -> Any:
+    def scanner(self) -> Scanner:
         with self._lock:
             if self._scanner is None:
-                self._scanner = opened_scanner(self.job, self.batch, self.share, str(self.model))
+                self._scanner = opened_scanner(self.job, self.batch, 1, str(self.model))
             return self._scanner
 
+    def advanced(self, count: int) -> None:
+        """A batch is done: go on if somebody still wants to know."""
+        if self.given_up:
+            raise OnnxvizError("The scan was broken off.")
 
-_DESKS: dict[str, _Desk] = {}
-"""Of a worker process: its jobs by name."""
+
+_DESKS: dict[tuple[str, str], _Desk] = {}
+"""Of a process: the jobs of its workers (there may be several), by name and worker."""
 
 
 def _scan(name: str, piece: Range) -> Part:
     """A task: scan a piece."""
-    desk = _DESKS[name]
-    part: Part = desk.scanner().scan(desk.saved.part, [piece])
+    worker = get_worker()
+    desk = _DESKS.get((name, worker.id))
+    if desk is None:
+        raise OnnxvizError(f"The worker {worker.address} could not take the job; its log says why.")
+    try:
+        part = desk.scanner().scan(desk.saved.part, [piece], desk.advanced)
+    except OnnxvizError as error:
+        raise type(error)(f"On the worker {worker.address}: {error}") from error
     if versions() not in desk.saved.versions:
         part = replace(part, notes=(*part.notes, f"Some images were scanned with {versions()}."))
     return part
@@ -218,13 +305,17 @@ class _Scan:
         self._ready: list[_Result] = []
         self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._lost: dict[Range, int] = {}
-        self._threads, self._asked_at = 1, -1.0
+        self._workers: dict[str, int] = {}
+        self._asked_at, self._there_at = -_ASK, monotonic()
         self._number = 0
+        self._shown = ranges.count(saved.part.done)
 
     def run(self, check: Callable[[], None]) -> Part:
         while self._pieces or self._running or self._ready:
+            self._look_around()
             self._hand_out()
             self._listen()
+            self._show()
             if not (self._pieces or self._running):
                 self._collect()
             elif self._save and monotonic() - self._saved_at >= self._every:
@@ -239,20 +330,38 @@ class _Scan:
     def keep(self, error: BaseException) -> None:
         """Get what is there, save it, and let the cluster forget the rest."""
         with suppress(Exception):
-            self._collect(patience=3)
+            self._collect()
         with suppress(Exception):
             self._client.cancel([one.future for one in self._running.values()], force=True)
         if self._save and not isinstance(error, AtlasError):
             self._save(self._part)
 
+    def _look_around(self) -> None:
+        """See which workers there are, and tell what is new."""
+        if self._client.status != "running":
+            raise OnnxvizError(_SCHEDULER_GONE)
+        if monotonic() - self._asked_at < _ASK:
+            return
+        self._asked_at = monotonic()
+        now: dict[str, int] = dict(self._ask(self._client.nthreads))
+        came, gone = len(now.keys() - self._workers), len(self._workers.keys() - now)
+        if came or gone:
+            self._progress.note(_news(now, came if self._workers else 0, gone))
+        if now:
+            self._there_at = monotonic()
+        elif monotonic() - self._there_at > _NO_WORKERS:
+            raise OnnxvizError(
+                f"The cluster has had no workers for {_NO_WORKERS / 60:.0f} minutes. The same command goes on from "
+                "what is saved."
+            )
+        self._workers = now
+
     def _hand_out(self) -> None:
         """Keep two pieces for each thread of the cluster: one at work, and one in wait."""
-        if monotonic() - self._asked_at > 1:
-            self._threads = max(sum(self._ask(self._client.nthreads).values()), 1)
-            self._asked_at = monotonic()
+        places = 2 * max(sum(self._workers.values()), 1)
         scans = sum(one.level == 0 for one in self._running.values())
-        while self._pieces and scans < 2 * self._threads:
-            piece = self._pieces.take(2 * self._threads)
+        while self._pieces and scans < places:
+            piece = self._pieces.take(places)
             self._submit(_scan, self._name, piece, pieces=(piece,), level=0)
             scans += 1
 
@@ -269,13 +378,11 @@ class _Scan:
         try:
             return action()
         except (OSError, RuntimeError, TimeoutError) as error:
-            raise OnnxvizError(
-                f"The cluster's scheduler does not answer ({error}). The same command goes on from what is saved."
-            ) from error
+            raise OnnxvizError(_SCHEDULER_GONE) from error
 
     def _listen(self) -> None:
         """See to tasks that have ended."""
-        with contextlib.suppress(queue.Empty):
+        with suppress(queue.Empty):
             self._heard(self._ended.get(timeout=_LOOK))
             while True:
                 self._heard(self._ended.get_nowait())
@@ -291,7 +398,6 @@ class _Scan:
             images = ranges.count(one.pieces)
             # Two pieces wait for each other in a thread.
             self._pieces.measured(images, (monotonic() - one.since) / 2)
-            self._progress.advance(images)
         self._ready.append(one)
         alike = [other for other in self._ready if other.level == one.level]
         if len(alike) >= _JOINED:
@@ -309,39 +415,55 @@ class _Scan:
                 raise OnnxvizError(
                     f"A worker of the cluster failed: {type(error).__name__}: {error}"
                 ) from error
-        elif self._client.status not in ("running", "connecting"):
-            raise OnnxvizError(
-                "The cluster's scheduler is gone. The same command goes on from what is saved."
-            )
-        self._again(one, counted=one.level > 0)
+        elif self._client.status != "running":
+            raise OnnxvizError(_SCHEDULER_GONE)
+        self._again(one)
 
-    def _again(self, one: _Result, *, counted: bool) -> None:
-        """Have the images of a result scanned again; ``counted``: they were done."""
+    def _again(self, one: _Result) -> None:
+        """Have the images of a result scanned again."""
         for piece in one.pieces:
             self._lost[piece] = self._lost.get(piece, 0) + 1
             if self._lost[piece] > _MOST_LOST:
                 raise OnnxvizError(
-                    f"Images {piece[0]:,} to {piece[1] - 1:,} ended {_MOST_LOST} workers, one after the other; "
-                    "perhaps they lack memory: try a smaller --batch-size."
+                    f"Workers end again and again at images {piece[0]:,} to {piece[1] - 1:,}; perhaps they lack "
+                    "memory: try a smaller --batch-size."
                 )
-        self._progress.note(f"Workers were lost: {ranges.count(one.pieces):,} images are scanned again.")
         self._pieces.put_back(one.pieces)
-        if counted:
-            self._progress.advance(-ranges.count(one.pieces))
 
-    def _collect(self, patience: float = 30) -> None:
-        """Fetch the results that are ready; those whose worker was lost meanwhile are computed again, or stay."""
+    def _collect(self) -> None:
+        """Fetch the results that are there. One whose worker was lost meanwhile stays: Dask computes it again."""
         left = []
         for one in self._ready:
             try:
-                result: Part = one.future.result(timeout=patience)
+                result: Part = one.future.result(timeout=_FETCH)
             except TimeoutError:
                 left.append(one)
                 continue
-            except (KilledWorker, OSError, RuntimeError):
-                self._again(one, counted=True)
+            except (KilledWorker, CancelledError):
+                self._again(one)
                 continue
+            except (OSError, RuntimeError) as error:
+                raise OnnxvizError(_SCHEDULER_GONE) from error
             for _, name, reason in result.skipped:
                 self._progress.skipped(name, reason)
             self._part = self._part.merge(result)
         self._ready = left
+
+    def _show(self) -> None:
+        """Tell how many images are done, those included whose results are still on the cluster."""
+        there = [*self._ready, *(one for one in self._running.values() if one.level > 0)]
+        now = ranges.count(self._part.done) + sum(ranges.count(one.pieces) for one in there)
+        if now > self._shown:
+            self._progress.advance(now - self._shown)
+            self._shown = now
+
+
+def _news(workers: Mapping[str, int], came: int, gone: int) -> str:
+    """What workers and threads there are, and how many came and went."""
+    threads = sum(workers.values())
+    found = f"{len(workers):,} worker{'' if len(workers) == 1 else 's'} with {threads:,} thread"
+    found = f"{found}{'' if threads == 1 else 's'}" if workers else "no workers any more: waiting for some"
+    changes = [f"{gone:,} lost, whose work is done again"] if gone else []
+    changes += [f"{came:,} new"] if came else []
+    more = f" ({'; '.join(changes)})" if changes else ""
+    return f"The cluster has {found}{more}."

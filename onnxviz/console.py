@@ -191,7 +191,7 @@ def console(
         quiet: errors only.
         json_progress: JSON lines on standard output, and nothing else there.
         log_file: also append to this file.
-        debug: let errors through, so that Python shows the traceback.
+        debug: let errors through, so that Python shows the traceback, and what Dask logs.
 
     Raises:
         typer.Exit: with the code, after an error.
@@ -199,7 +199,7 @@ def console(
     recap = Recap()
     told = Several(recap, [StandardError(debug=debug)])
     code = 1
-    with ending_signals() as ending, _warnings_to(told):
+    with ending_signals() as ending, _warnings_to(told), _logging(debug):
         try:
             if json_progress:
                 from onnxviz.jsonlines import JsonLines
@@ -256,6 +256,23 @@ def _warnings_to(told: Console) -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = usual
+
+
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
+    """Set the logger "onnxviz" to debug, so that what libraries log is shown (`cluster`)."""
+    if not debug:
+        yield
+        return
+    import logging
+
+    logger = logging.getLogger("onnxviz")
+    usual = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(usual)
 
 
 def printable(text: str) -> str:

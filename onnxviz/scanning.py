@@ -49,7 +49,7 @@ def run_scan(
     batch = batch_size or workload(setup.network, setup.layers, setup.total).batch
     whole = shard_range(setup.total, *shard, batch) if shard else (0, setup.total)
     saved = None
-    if run or workers or cluster:
+    if run or workers is not None or cluster is not None:
         if setup.origin is None:
             raise UsageError(
                 "Only images that have a path or a URL can be scanned so that the scan is saved or shared out."
@@ -75,11 +75,11 @@ def run_scan(
         progress.skipped(name, reason)
     if todo:
         save = run.save if run else None
-        if saved and cluster:
+        if saved and cluster is not None:
             from onnxviz.cluster import scan_on_cluster
 
             part = scan_on_cluster(saved, cluster, batch, progress=progress, save=save, every=save_every)
-        elif saved and workers:
+        elif saved and workers is not None:
             from onnxviz.workers import scan_in_processes
 
             part = scan_in_processes(saved, workers, batch, progress=progress, save=save, every=save_every)

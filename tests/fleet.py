@@ -46,13 +46,14 @@ def data(folder: Path, images: int, broken: tuple[int, ...] = ()) -> None:
             Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8)).save(path)
 
 
-def environment(folder: Path | None = None, slow: float | None = None, **more: str) -> dict[str, str]:
-    """Of a process that finds onnxviz; a ``slow`` one takes so many seconds to read a batch."""
+def environment(folder: Path | None = None, slow: float | str | None = None, **more: str) -> dict[str, str]:
+    """Of a process that finds onnxviz; a ``slow`` one takes so many seconds to read a batch, or runs a text first."""
     found = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
     if folder is not None and slow is not None:
-        place = folder / f"slow-{slow}"
+        place = folder / f"first-{abs(hash(slow))}"
         place.mkdir(exist_ok=True)
-        (place / "sitecustomize.py").write_text(SLOW.format(seconds=slow))
+        text = slow if isinstance(slow, str) else SLOW.format(seconds=slow)
+        (place / "sitecustomize.py").write_text(text)
         found["PYTHONPATH"] = os.pathsep.join([str(place), found["PYTHONPATH"]])
     return found
 
