@@ -743,14 +743,14 @@ def test_ten_million_images_in_a_thousand_parts(tmp_path):
 
 def test_those_parts_are_as_a_scan_would_make_them():
     """The parts of the test above, against the code that counts images."""
-    from onnxviz.forward.part import Tally
+    from onnxviz.forward.part import BatchResult, Tally
 
     values = np.random.default_rng(2).integers(-9, 99, (3000, 2)).astype(np.float32)
     job = scans.job(5000, [scans.layer("fc1", 2)], top=9)
     tally = Tally(job.layers, job.rank, Part.empty(job.layers, job.top))
     for first in range(0, 3000, 100):
         rows = np.arange(first, first + 100)
-        tally.add((1000 + first, 1100 + first), {"fc1:0:vector": values[rows]}, 1000 + rows)
+        tally.add(BatchResult((1000 + first, 1100 + first), {"fc1:0:vector": values[rows]}, 1000 + rows))
     made = [
         SavedScan(job, scans.ORIGIN, (1000, 4000), part, ()).to_bytes()
         for part in (tally.part(), _part_of(job, values, 1000))
