@@ -231,7 +231,7 @@ def scan_file(data: bytes, rng: Random) -> bytes:
     head, digest, body = data.split(b"\n", 2)
     body = zip_file(body, rng, _scan_member)
     if rng.random() < 0.95:
-        digest = hashlib.sha256(body).hexdigest().encode()
+        digest = hashlib.sha256(head + body).hexdigest().encode()
     return b"\n".join((head, digest, body))
 
 
