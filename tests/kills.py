@@ -107,7 +107,7 @@ class Trial:
             code = 0  # it was over, and only Python was still to end
             stderr = ""
         assert "Traceback" not in stderr, stderr
-        assert code in (0, CODES[name]), (code, stderr)
+        assert code in (0, CODES[name]), (code, stderr, told[-4:])
         last = told[-1] if told else {}
         phase = str(next((one["phase"] for one in reversed(told) if "phase" in one), "before opening"))
         out = home / "out"
