@@ -495,6 +495,66 @@ def test_the_file_of_a_scan(tmp_path):
     assert scan_file(tmp_path / "folder.atlas") == tmp_path / "folder.atlas" / "scan.atlas"
 
 
+@pytest.mark.parametrize("name", ["scan.atlas", "x.atlas"])
+def test_a_disk_that_fills_up_ends_the_scan_and_keeps_what_was_saved(base, tmp_path, monkeypatch, name):
+    usual, synced = os.fsync, []
+
+    def filling(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > 4:  # a file and its folder, each time
+            raise OSError(28, "No space left on device")
+        usual(descriptor)
+
+    monkeypatch.setattr("onnxviz.files.os.fsync", filling)
+    told = Told()
+    with pytest.raises(AtlasError, match=r"the scan cannot be saved .No space left on device.; .* is kept"):
+        _scan(base, tmp_path / name, save_every=0, progress=told)
+    assert told.done < 40
+    monkeypatch.undo()
+    assert SavedScan.read(tmp_path / name).part.done == ((0, 8),)
+    _scan(base, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == (base / "whole.atlas").read_bytes()
+    assert _names(tmp_path) == [name]
+
+
+# Secrets of URLs
+
+
+def test_images_behind_a_url_go_on_and_leave_no_secret(base, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    import zipfile
+
+    from tests.images.serving import serving
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for path in sorted((base / "photos").iterdir()):
+            file.write(path, path.name)
+    with serving({"photos.zip": (tmp_path / "photos.zip").read_bytes()}) as served:
+        url = f"{served.url}/photos.zip?token=sesame17"
+        with pytest.raises(KeyboardInterrupt):
+            _scan(base, tmp_path / "x.atlas", images=url, progress=Told(most=12))
+        assert b"sesame17" not in (tmp_path / "x.atlas").read_bytes()
+        told = Told()
+        saved = _scan(base, tmp_path / "x.atlas", images=url, progress=told)
+        assert told.before >= 12
+        data = (tmp_path / "x.atlas").read_bytes()
+        assert b"sesame17" not in data
+        assert b"photos.zip?***" in data
+        assert saved.part.skipped[0][1] == "07.png"
+        with pytest.raises(
+            UsageError, match=r"secrets are not kept with a scan\. Name the URL with --images"
+        ):
+            onnxviz.draw(tmp_path / "x.atlas", tmp_path / "r")
+        onnxviz.draw(tmp_path / "x.atlas", tmp_path / "r", layers="fc1", images=url)
+    for path in (tmp_path / "r").rglob("*"):
+        assert not path.is_file() or b"sesame17" not in path.read_bytes(), path
+    for name in ("topk/image", "topk/score", "stats/sums"):
+        whole = SavedScan.read(base / "whole.atlas").part.arrays()[name]
+        np.testing.assert_array_equal(saved.part.arrays()[name], whole)
+
+
 # Merging
 
 

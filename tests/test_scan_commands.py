@@ -272,9 +272,22 @@ def test_report_of_a_file_needs_a_place(base, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r" / "index.html").exists()
     assert not (tmp_path / "r" / "scan.atlas").exists()
-    one = _call("report", base / "whole.atlas", "--single-file", "--out", tmp_path / "one.html")
+
+
+def test_report_of_a_file_in_one_file(base, own):
+    """And nothing else, neither beside it nor in the scan's folder."""
+    message = "is a file: name a file for it with --out FILE.html"
+    _fails(_call("report", base / "whole.atlas", "--single-file"), 2, message)
+    one = _call("report", base / "whole.atlas", "--single-file", "--out", own / "one.html")
     assert one.exit_code == 0, one.output
-    assert (tmp_path / "one.html").stat().st_size > 100_000
+    assert (own / "one.html").stat().st_size > 100_000
+    assert (
+        _call("report", own / "run", "--single-file", "-l", "fc1", "--out", own / "fc1.html").exit_code == 0
+    )
+    _fails(_call("report", own / "run", "--single-file", "-l", "fc1"), 2, "must not replace the whole")
+    assert _call("report", own / "run", "--single-file").exit_code == 0
+    assert _names(own) == ["fc1.html", "one.html", "photos", "run", "run.html", "small.onnx"]
+    assert _names(own / "run") == ["scan.atlas"]
 
 
 def test_report_of_an_unfinished_scan(base, tmp_path):
@@ -337,6 +350,16 @@ def test_report_after_the_images_changed(own, change):
     assert _names(own / "run") == ["scan.atlas"]
 
 
+@pytest.mark.parametrize("where", ["there", "named"])
+def test_report_notes_files_that_were_changed_or_copied(own, where):
+    """Of the same sizes: that alone does not show that they are others. Whoever names the place knows what is there."""
+    os.utime(own / "photos" / "03.png", ns=(1, 1))
+    named = ("--images", own / "photos") if where == "named" else ()
+    result = _call("report", own / "run", "-l", "fc1", "--out", own / "r", *named)
+    assert result.exit_code == 0, result.output
+    assert ("files were changed or copied since the scan" in " ".join(result.stdout.split())) == (not named)
+
+
 def test_report_draws_anew(own):
     assert _call("report", own / "run").exit_code == 0
     first = _content(own / "run")
@@ -356,6 +379,9 @@ def test_a_part_of_a_scan_is_drawn(own, tmp_path):
     assert result.exit_code == 0, result.output
     (one,) = onnxviz.Atlas.load(own / "part").layers
     assert (one.layer.alias, one.pictured, one.top) == ("fc1", (0, 1, 2), 2)
+    _fails(
+        _call("report", own / "run", "-l", "fc1"), 2, "must not replace the whole: give it a place of its own"
+    )
     _fails(_call("report", own / "run", "--top", 5, "--out", own / "p"), 2, "kept the 4 strongest images")
     _fails(_call("report", own / "run", "-l", "relu1", "--out", own / "p"), 2, "relu1")
     assert not (own / "p").exists()
