@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import onnxviz
 from onnxviz import cli
+from onnxviz.forward.part import Part
 from onnxviz.locks import locked
 from onnxviz.saved import SavedScan
 from tests.model.nets import small, write
@@ -490,3 +492,20 @@ def test_other_names_of_classes_are_told(base, tmp_path):
     shutil.copy(base / "small.onnx", tmp_path / "small.onnx")
     assert _scan(tmp_path, tmp_path / "run").exit_code == 0
     _fails(_scan(tmp_path, tmp_path / "run", "--labels", tmp_path / "names.txt"), 2, "images or their labels")
+
+
+def test_a_report_does_not_stand_beside_the_scan_of_another(base, tmp_path):
+    """What report would draw anew must be what it shows."""
+    out, elsewhere = tmp_path / "out", tmp_path / "x.atlas"
+    assert _analyze(base, out).exit_code == 0
+    assert (out / "scan.atlas").exists()
+    assert _analyze(base, out, "--run", elsewhere, "-l", "conv2").exit_code == 0
+    assert elsewhere.exists() and not (out / "scan.atlas").exists()
+    whole = SavedScan.read(elsewhere)
+    begun = replace(whole, part=Part.empty(whole.job.layers, whole.job.top))
+    begun.write(out / "scan.atlas")
+    result = _analyze(base, out, "--run", elsewhere, "-l", "conv2")
+    _fails(result, 2, "holds a scan of its own that is not finished", "--restart")
+    assert (out / "scan.atlas").exists()
+    assert _analyze(base, out, "--run", elsewhere, "-l", "conv2", "--restart").exit_code == 0
+    assert not (out / "scan.atlas").exists()
