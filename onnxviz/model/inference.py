@@ -23,82 +23,14 @@ from onnxviz.model.inline import reads
 __all__ = ["infer_shapes"]
 
 _HARMLESS = frozenset(
-    {
-        "Add",
-        "And",
-        "BatchNormalization",
-        "Cast",
-        "Ceil",
-        "Clip",
-        "Concat",
-        "ConstantOfShape",
-        "Div",
-        "Elu",
-        "Equal",
-        "Erf",
-    }
-    | {
-        "Exp",
-        "Expand",
-        "Flatten",
-        "Floor",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Gelu",
-        "Gemm",
-        "GlobalAveragePool",
-    }
-    | {
-        "GlobalMaxPool",
-        "Greater",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "InstanceNormalization",
-        "LayerNormalization",
-    }
-    | {
-        "LeakyRelu",
-        "Less",
-        "Log",
-        "LRN",
-        "MatMul",
-        "Max",
-        "Min",
-        "Mish",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Pow",
-        "PRelu",
-    }
-    | {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Reciprocal",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-    }
-    | {
-        "Round",
-        "Shape",
-        "Sigmoid",
-        "Size",
-        "Slice",
-        "Softmax",
-        "Softplus",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "Tile",
-    }
-    | {"Transpose", "Unsqueeze", "Where"}
+    """
+    Add And BatchNormalization Cast Ceil Clip Concat ConstantOfShape DequantizeLinear Div Elu Equal
+    Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool
+    GlobalMaxPool Greater HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization
+    LeakyRelu Less Log LRN MatMul Max Min Mish Mod Mul Neg Not Pow PRelu QuantizeLinear Reciprocal
+    ReduceMax ReduceMean ReduceSum Relu Reshape Round Shape Sigmoid Size Slice Softmax Softplus Sqrt
+    Squeeze Sub Tanh Tile Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905 (a table)
 )
 """Operators that give no negative sizes where they get none."""
 
@@ -118,17 +50,10 @@ _LENGTHENING: Mapping[str, int | None] = {
 """Operators whose output can be a vector much longer than any input, with the input that has an entry for each axis."""
 
 _SPATIAL = frozenset(
-    {
-        "AveragePool",
-        "Conv",
-        "ConvInteger",
-        "ConvTranspose",
-        "GlobalAveragePool",
-        "GlobalMaxPool",
-        "LpPool",
-        "MaxPool",
-    }
-    | {"LRN", "InstanceNormalization", "QLinearConv", "DepthToSpace", "SpaceToDepth", "Flatten", "Gemm"}
+    """
+    AveragePool Conv ConvInteger ConvTranspose DepthToSpace Flatten Gemm GlobalAveragePool
+    GlobalMaxPool InstanceNormalization LpPool LRN MaxPool QLinearConv SpaceToDepth
+    """.split()  # noqa: SIM905 (a table)
 )
 """Operators whose output is no vector."""
 

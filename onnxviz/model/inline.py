@@ -119,7 +119,7 @@ def lift_constants(nodes: Iterable[NodeProto]) -> Part:
     part = Part()
     for node in nodes:
         value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
-        if node.op_type == "Constant" and not node.domain and value is not None:
+        if node.op_type == "Constant" and not node.domain and value is not None and any(node.output):
             value.name = node.output[0]
             part.tensors[value.name] = value
         else:

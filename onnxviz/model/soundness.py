@@ -180,7 +180,8 @@ def check_sizes(shapes: Mapping[str, tuple[int | None, ...]], path: Path, advice
         known = [size for size in shape if size is not None]
         if any(size < 0 for size in known):
             raise ModelError(f"{path}: the tensor {name!r} would have the shape {_dims(shape)}.")
-        if None not in shape and 4 * math.prod(known) > LARGEST_TENSOR:
+        # NumPy multiplies what is left beside a size of 0, too.
+        if None not in shape and 4 * math.prod(size or 1 for size in known) > LARGEST_TENSOR:
             raise ModelError(
                 f"{path}: the tensor {name!r} would have the shape {_dims(shape)}, and no more than "
                 f"{LARGEST_TENSOR >> 2:,} elements can be worked with at once. {advice}".rstrip()
@@ -201,7 +202,14 @@ def understood(node: Node) -> Iterator[None]:
         yield
     except OnnxvizError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        StopIteration,
+    ) as error:
         raise _contradiction(node, error) from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise _contradiction(node, error) from error

@@ -60,10 +60,13 @@ def _fuzz(name: str, seconds: int, keep: Path, again: Path | None) -> int:
     root = Path(tempfile.mkdtemp(prefix="onnxviz-guided-"))
     watch_writes()
 
+    def seed_of(data: bytes) -> str:
+        return seeds[int.from_bytes(data[:2], "big") % len(seeds)]
+
     def case_of(data: bytes) -> dict[str, bytes]:
-        """The first byte says which seed the rest stands in the main file of."""
-        case = dict(kind.seeds()[seeds[data[0] % len(seeds)] if data else seeds[0]])
-        return case | {next(iter(case)): data[1:]}
+        """The first two bytes say of which seed the rest is the main file."""
+        case = dict(kind.seeds()[seed_of(data)])
+        return case | {next(iter(case)): data[2:]}
 
     def one(data: bytes) -> None:
         verdict = judged(kind.read, case_of(data), root)
@@ -72,11 +75,11 @@ def _fuzz(name: str, seconds: int, keep: Path, again: Path | None) -> int:
 
     def mutate(data: bytes, longest: int, seed: int) -> bytes:
         rng = Random(seed)
-        if len(data) < 2 or rng.random() < 0.5:
+        if len(data) < 3 or rng.random() < 0.5:
             return bytes(atheris.Mutate(data, longest))
-        file = next(iter(kind.seeds()[seeds[data[0] % len(seeds)]]))
+        file = next(iter(kind.seeds()[seed_of(data)]))
         try:
-            changed = data[:1] + kind.mutate(file, data[1:], rng)
+            changed = data[:2] + kind.mutate(file, data[2:], rng)
         except Exception:  # what is no JSON, protobuf or archive any more
             changed = bytes(atheris.Mutate(data, longest))
         return changed[:longest]
@@ -85,7 +88,7 @@ def _fuzz(name: str, seconds: int, keep: Path, again: Path | None) -> int:
     corpus.mkdir()
     for number, seed in enumerate(seeds):
         first = next(iter(kind.seeds()[seed].values()))
-        (corpus / seed).write_bytes(bytes([number]) + first)
+        (corpus / seed).write_bytes(number.to_bytes(2, "big") + first)
     keep.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", "-timeout=60", "-rss_limit_mb=6144", f"-max_len={_LONGEST}"]
     options += ["-print_final_stats=1", f"-artifact_prefix={keep.resolve()}/{name}-"]

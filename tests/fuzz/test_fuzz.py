@@ -23,15 +23,15 @@ from tests.fuzz.kinds import KINDS, changed
 from tests.fuzz.worker import Worker
 
 EXAMPLES = {
-    "models": 150,
-    "nodes": 100,
-    "images": 300,
-    "archives": 100,
-    "arrays": 150,
-    "weights": 150,
-    "atlases": 40,
-    "scans": 150,
-    "texts": 150,
+    "models": 120,
+    "nodes": 60,
+    "images": 200,
+    "archives": 80,
+    "arrays": 100,
+    "weights": 100,
+    "atlases": 30,
+    "scans": 100,
+    "texts": 100,
 }
 
 
@@ -112,8 +112,13 @@ def _leaves_open(path: Path, out: Path) -> None:
     path.open("rb")
 
 
+class _WordyError(ModelError):
+    def __str__(self) -> str:
+        return "word " * 200
+
+
 def _runs_on(path: Path, out: Path) -> None:
-    raise ModelError("\n".join("abcdef"))
+    raise _WordyError
 
 
 def _writes_out(path: Path, out: Path) -> None:

@@ -346,6 +346,39 @@ def test_an_input_beside_the_image_that_no_memory_holds(tmp_path):
     assert "'q'" in _refused(write(tmp_path / "m.onnx", model))
 
 
+@pytest.mark.parametrize("shape", [[0, 2**62, 2**62], [0, 2**33, 2**33]], ids=str)
+def test_an_input_of_size_0_that_is_absurd_all_the_same(tmp_path, shape):
+    more = helper.make_tensor_value_info("q", TensorProto.FLOAT, shape)
+    model = build(
+        [CONV, node("Shape", "q", "s"), node("Reshape", "a s", "y")], W, more_inputs=[more], x=(1, 3, 12, 12)
+    )
+    assert "'q'" in _refused(write(tmp_path / "m.onnx", model))
+
+
+def test_a_reduction_whose_axes_do_not_fit(tmp_path):
+    """Its output is said to have more axes than are kept."""
+    model = build(
+        [CONV, node("ReduceMin", "a", "y", axes=[1, 2], keepdims=7)],
+        W,
+        x=(1, 3, 12, 12),
+        opset=13,
+        outputs=["y"],
+    )
+    path = write(tmp_path / "m.onnx", model)
+    try:
+        _ = onnxviz.load(path, provider="cpu").layers
+    except OnnxvizError as error:
+        assert isinstance(error, ModelError)
+
+
+def test_a_constant_without_a_name(tmp_path):
+    constant = helper.make_node("Constant", [], [], value=onnx.numpy_helper.from_array(np.ones(1, F)))
+    model = build([CONV, constant, node("Relu", "a", "y")], W)
+    del model.opset_import[:]
+    with pytest.raises(ModelError):
+        _ = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu").layers
+
+
 def test_an_external_tensor_that_no_memory_holds(tmp_path):
     model = small()
     tensor = _tensor("w1")(model)
