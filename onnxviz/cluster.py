@@ -28,7 +28,7 @@ from onnxviz.saved import SavedScan, versions
 from onnxviz.workers import Pieces, opened_scanner
 
 try:
-    from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
+    from distributed import Client, Future, KilledWorker, SchedulerPlugin, WorkerPlugin, get_worker
     from distributed.comm import get_address_host_port
     from distributed.versions import VersionMismatchWarning
 except ImportError as error:
@@ -77,7 +77,7 @@ def scan_on_cluster(
     """
     with (
         _without_logs(),
-        _connected(address, progress) as client,
+        _connected(address) as client,
         _equipped(client, saved, batch, progress) as name,
     ):
         scan = _Scan(client, name, saved, batch, progress, save, every)
@@ -112,7 +112,7 @@ def _is_dask(name: str) -> bool:
 
 
 @contextmanager
-def _connected(address: str, progress: Progress) -> Iterator[Client]:
+def _connected(address: str) -> Iterator[Client]:
     place = _place(address)
     try:
         with warnings.catch_warnings():
@@ -166,6 +166,7 @@ def _equipped(client: Client, saved: SavedScan, batch: int, progress: Progress) 
     try:
         try:
             client.register_plugin(_Kit(name, saved, batch), name=name)
+            client.register_plugin(_sweeper(name, client.id), name=f"{name}-sweeper")
         except Exception as error:  # whatever a worker met with
             raise OnnxvizError(
                 f"The cluster cannot take the job ({_line(error)}). Its workers need onnxviz[cluster], in the version "
@@ -176,6 +177,23 @@ def _equipped(client: Client, saved: SavedScan, batch: int, progress: Progress) 
         if client.status == "running":
             with suppress(Exception):  # the scheduler may be gone
                 client.unregister_worker_plugin(name)
+
+
+def _sweeper(job: str, owner: str) -> SchedulerPlugin:
+    """Takes the job from the workers when the client is gone that gave it, however it went.
+
+    The class is made here so that it is sent whole: the scheduler need not have onnxviz.
+    """
+
+    class Sweeper(SchedulerPlugin):  # type: ignore[misc]
+        def remove_client(self, scheduler: Any, client: str) -> None:
+            if client != owner:
+                return
+            if job in scheduler.worker_plugins:
+                scheduler.loop.add_callback(scheduler.unregister_worker_plugin, None, job)
+            scheduler.loop.add_callback(scheduler.remove_plugin, f"{job}-sweeper")
+
+    return Sweeper()
 
 
 def _wait_for_workers(client: Client, progress: Progress) -> None:
@@ -275,7 +293,7 @@ def _join(parts: Sequence[Part]) -> Part:
     return first
 
 
-@dataclass
+@dataclass(eq=False)
 class _Result:
     """What a task will give or has given: what is known of some images."""
 
@@ -429,22 +447,21 @@ class _Scan:
 
     def _collect(self) -> None:
         """Fetch the results that are there. One whose worker was lost meanwhile stays: Dask computes it again."""
-        left = []
-        for one in self._ready:
+        for one in tuple(self._ready):
             try:
                 result: Part = one.future.result(timeout=_FETCH)
             except TimeoutError:
-                left.append(one)
                 continue
             except (KilledWorker, CancelledError):
+                self._ready.remove(one)
                 self._again(one)
                 continue
-            except (OSError, RuntimeError) as error:
+            except OSError as error:
                 raise OnnxvizError(_SCHEDULER_GONE) from error
             for _, name, reason in result.skipped:
                 self._progress.skipped(name, reason)
             self._part = self._part.merge(result)
-        self._ready = left
+            self._ready.remove(one)
 
     def _show(self) -> None:
         """Tell how many images are done, those included whose results are still on the cluster."""

@@ -168,6 +168,15 @@ def test_a_signal_leaves_what_is_done_and_the_same_command_goes_on(folder, expec
     assert (tmp_path / "it.atlas").read_bytes() == expected
 
 
+def test_nothing_stays_on_the_cluster_when_the_client_is_killed(folder, two, tmp_path):
+    run = start(folder, tmp_path / "it.atlas", two.file)
+    run.until(8)
+    assert list(two.folder.rglob("small.onnx"))
+    run.process.kill()
+    run.end()
+    until(lambda: not list(two.folder.rglob("small.onnx")))
+
+
 def test_the_scheduler_is_lost(folder, expected, tmp_path):
     with cluster(tmp_path, environment(folder, 0.06)) as found:
         found.add()
