@@ -92,7 +92,7 @@ def read_npz(path: Path, expected: Mapping[str, Shape]) -> dict[str, NDArray[Any
         check({key: headers.get(key, _Header((), np.dtype("V"))) for key in members}, expected, source)
         arrays: dict[str, NDArray[Any]] = {}
         for key in expected:
-            with archive.open(members[key]) as member, _python2_headers():
+            with archive.open(members[key]) as member, _quiet():
                 arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
         return arrays
 
@@ -113,7 +113,8 @@ def read_pickled_pairs(path: Path, expected: Mapping[str, Shape]) -> dict[str, N
                 f"{source}: an array of {header.dtype} of shape {header.shape}, "
                 "expected a pickled dict: name → [weights, biases]"
             )
-        content = unpickle(stream, source)
+        with _quiet():
+            content = unpickle(stream, source)
     if not isinstance(content, dict):
         raise WeightsError(f"{source}: a {type(content).__name__}, expected a dict: name → [weights, biases]")
     arrays: dict[str, NDArray[Any]] = {}
@@ -154,7 +155,7 @@ def _header(stream: IO[bytes]) -> _Header:
     if version not in parsers:
         raise ValueError(f"its .npy format is {version[0]}.{version[1]}, expected 1.0 or 2.0")
     try:
-        with _python2_headers():
+        with _quiet():
             shape, _, dtype = parsers[version](stream)
     except Exception as error:  # a damaged header raises whatever Python's tokenizer and parser do
         raise ValueError(f"damaged header: {error}") from error
@@ -162,10 +163,13 @@ def _header(stream: IO[bytes]) -> _Header:
 
 
 @contextmanager
-def _python2_headers() -> Iterator[None]:
-    """Keep quiet that a header is Python 2's, with sizes such as ``96L``: these files are that old."""
+def _quiet() -> Iterator[None]:
+    """Keep quiet that a header is Python 2's, with sizes such as ``96L``: these files are that old.
+
+    And what Python's parser remarks of a damaged one, and `pickletools` of damaged text.
+    """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*created on Python 2", category=UserWarning)
+        warnings.simplefilter("ignore")
         yield
 
 

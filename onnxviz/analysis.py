@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from onnxviz.drawing import Drawing, Style
 from onnxviz.errors import AtlasError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.images.source import Source
-from onnxviz.locks import locked
+from onnxviz.locks import lock_file, locked
 from onnxviz.model.layers import find_layers
+from onnxviz.output import writing
 from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
@@ -30,6 +31,7 @@ from onnxviz.setup import open_saved, open_setup
 __all__ = ["analyze", "draw", "merge", "scan"]
 
 
+@writing("the report")
 def analyze(
     model: str | Path,
     *,
@@ -255,14 +257,14 @@ def merge(parts: Sequence[str | Path], out: str | Path, *, restart: bool = False
                 f"{out} holds a scan already. Choose another place, or replace it with --restart."
             )
         whole = merge_parts([Path(part) for part in parts])
-        run.remove()
-        whole.write(run.file)
+        run.put(whole)
         return whole
 
 
+@writing("the report")
 def draw(
     path: str | Path,
-    report: str | Path,
+    report: str | Path | None = None,
     *,
     layers: str | Sequence[str] | None = None,
     channels: str | Sequence[int] | None = None,
@@ -278,11 +280,11 @@ def draw(
     progress: Progress | None = None,
     command: str | None = None,
 ) -> Atlas:
-    """Draw the report of a scan that is saved and finished.
+    """Draw what a scan found that is saved and finished, and write its report.
 
     Args:
         path: the scan's folder or file.
-        report: the folder of the report.
+        report: the folder of the report; without it pictures are in a temporary folder that lives as long as the atlas.
         layers, channels, top: only these of what was scanned.
         method, control, engine, memory, theme, command: as of `analyze`.
         model, images: where they are now, if not where they were.
@@ -294,7 +296,9 @@ def draw(
     """
     progress = progress or Progress()
     check_theme(theme)
-    check_folder(Path(report))
+    target = None if report is None else Path(report)
+    if target is not None:
+        check_folder(target)
     saved = SavedScan.read(scan_file(Path(path)))
     if not saved.whole:
         raise AtlasError(
@@ -314,11 +318,11 @@ def draw(
     style = Style.of(method, control=control)
     style.check(setup.network, setup.layers)
     drawing = Drawing.plan(setup, style, channels, progress, labelled=saved.origin.labels is not None)
-    with locked(Path(report)):
-        return drawing.draw(scan, Path(report), published=True, theme=theme, command=command)
+    with locked(target) if target is not None else nullcontext():
+        return drawing.draw(scan, target, published=target is not None, theme=theme, command=command)
 
 
 def _places(*folders: str | Path | None) -> list[Path]:
-    """Different places, each once."""
-    there = {Path(one).resolve(): Path(one) for one in folders if one is not None}
+    """Places that have different locks, each once."""
+    there = {lock_file(Path(one)).resolve(): Path(one) for one in folders if one is not None}
     return list(there.values())

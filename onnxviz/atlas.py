@@ -11,13 +11,11 @@ import re
 import shutil
 import tempfile
 import weakref
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +24,13 @@ from onnxviz.errors import AtlasError, UnitError, UsageError
 from onnxviz.files import write_atomically
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
+from onnxviz.images.decode import quiet
 from onnxviz.model.layers import Layer, find_layer, find_layers
+from onnxviz.output import writing
 from onnxviz.places import compared_path, picture_paths, plate_style
-from onnxviz.report.data import (
-    DiagramNode,
-    FilterBank,
-    FilterData,
-    LayerData,
-    ModelData,
-    Provenance,
-    ReportData,
-    Sprite,
-    Variant,
-)
+from onnxviz.report.data import DiagramNode, FilterBank, LayerData, ModelData, Provenance, ReportData
+from onnxviz.soundness import check_atlas
+from onnxviz.typed import typed
 
 if TYPE_CHECKING:
     from onnxviz.views import LayerView
@@ -53,7 +45,16 @@ __all__ = [
 Array: TypeAlias = NDArray[Any]
 
 FORMAT = 5
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+)
 _PICTURE_PATH = re.compile(r"(pictures/[a-z0-9_-]+/)?[a-z0-9_-]+\.(webp|png|jpg)")
 
 
@@ -155,7 +156,8 @@ class Atlas:
         out = Path(out)
         check_theme(theme)
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, out, self.pictures())
         return write_report(self.report_data(), out, pictures=self.pictures(), theme=theme)
 
@@ -174,7 +176,8 @@ class Atlas:
         path = Path(path)
         check_theme(theme)
         check_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         data = self.report_data()
         write_atomically(path, lambda partial: write_single(data, self.folder, partial, theme=theme))
         return path
@@ -286,7 +289,8 @@ class Atlas:
     def save(self, folder: str | Path) -> Path:
         """Write the atlas into a folder, which `load` reads back."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         _copy_pictures(self.folder, folder, self.pictures())
         arrays: dict[str, Array] = {}
         facts: dict[str, Any] = {
@@ -334,31 +338,28 @@ class Atlas:
                 raise AtlasError(
                     f"{folder}: the atlas has format {facts['format']}; this version reads format {FORMAT}."
                 )
-            # Opened here: np.load leaves the file open when it is no archive.
-            with (folder / "arrays.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            layers = tuple(_read_layer(n, entry, arrays) for n, entry in enumerate(facts["layers"]))
+            arrays = _read_arrays(folder / "arrays.npz")
+            entries = typed(tuple[_LayerFacts, ...], facts["layers"], "layers")
+            layers = tuple(_read_layer(n, entry, arrays) for n, entry in enumerate(entries))
+            images = typed(tuple[tuple[int, str, str | None, str], ...], facts["images"], "images")
             atlas = cls(
-                model=ModelData(**facts["model"]),
-                provenance=_read_provenance(facts["provenance"]),
-                diagram=tuple(
-                    DiagramNode(**{**node, "inputs": tuple(node["inputs"])}) for node in facts["diagram"]
-                ),
-                filters=_read_filters(facts["filters"]),
+                model=typed(ModelData, facts["model"], "model"),
+                provenance=typed(Provenance, facts["provenance"], "provenance"),
+                diagram=typed(tuple[DiagramNode, ...], facts["diagram"], "diagram"),
+                filters=typed(FilterBank | None, facts["filters"], "filters"),
                 layers=layers,
-                images={index: (name, label, thumbnail) for index, name, label, thumbnail in facts["images"]},
-                labels=tuple(facts["labels"]),
+                images={index: tuple(image) for index, *image in images},
+                labels=typed(tuple[str | None, ...], facts["labels"], "labels"),
                 folder=folder,
             )
-            if any(one.responses.largest.shape != (len(atlas.labels), one.layer.channels) for one in layers):
-                raise ValueError("responses of other images or channels")
+            check_atlas(atlas)
             atlas._check_pictures()
             return atlas
         except FileNotFoundError as error:
             raise AtlasError(
                 f"{folder} holds no atlas: there is no {Path(error.filename).name} in it."
             ) from error
-        except (OSError, EOFError, BadZipFile, zlib.error, *_DAMAGE) as error:
+        except (OSError, *_DAMAGE) as error:
             raise AtlasError(f"{folder}: the atlas is damaged ({type(error).__name__}: {error}).") from error
 
     def _check_pictures(self) -> None:
@@ -422,10 +423,11 @@ def _copy_pictures(source: Path, target: Path, paths: Iterable[str]) -> None:
     if source.resolve() == target.resolve():
         return
     paths = list(paths)
-    for folder in {(target / path).parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        shutil.copyfile(source / path, target / path)
+    with writing(target):
+        for folder in {(target / path).parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(source / path, target / path)
 
 
 def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
@@ -433,42 +435,51 @@ def _savez(path: Path, arrays: Mapping[str, Array]) -> None:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def _read_arrays(path: Path) -> dict[str, Array]:
+    """All arrays of an archive.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it is not there, or cannot be read.
+    """
+    # Opened here: np.load leaves the file open when it is no archive.
+    with path.open("rb") as stream:
+        try:
+            with quiet(), np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except OSError:
+            raise
+        except Exception as error:  # the readers of zip and of headers raise what they stumble over
+            raise ValueError(f"{path.name}: {error or type(error).__name__}") from error
 
 
-def _read_filters(entry: Mapping[str, Any] | None) -> FilterBank | None:
-    if entry is None:
-        return None
-    fields = {name: _tuples(value) for name, value in entry.items()}
-    fields["filters"] = tuple(FilterData(**one) for one in entry["filters"])
-    for name in ("shared", "own"):
-        fields[name] = Sprite(**{key: _tuples(value) for key, value in entry[name].items()})
-    return FilterBank(**fields)
+@dataclass(frozen=True)
+class _LayerFacts:
+    """What ``atlas.json`` says of a layer."""
+
+    layer: Layer
+    slug: str
+    pictured: tuple[int, ...]
+    names: tuple[str, ...] | None
+    montage: str | None
+    positions: int
+    every: int
 
 
-def _read_provenance(entry: Mapping[str, Any]) -> Provenance:
-    fields = {name: _tuples(value) for name, value in entry.items()}
-    fields["compared"] = tuple(
-        Variant(**{name: _tuples(value) for name, value in one.items()}) for one in entry["compared"]
-    )
-    return Provenance(**fields)
-
-
-def _read_layer(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> LayerAtlas:
+def _read_layer(number: int, facts: _LayerFacts, arrays: Mapping[str, Array]) -> LayerAtlas:
     def group(part: str, names: Iterable[str]) -> dict[str, Array]:
         return {name: arrays[f"{number}/{part}/{name}"] for name in names}
 
     ranked = ("score", "activation", "image", "y", "x")
     counted = ("images", "largest", "sums", "active_images", "not_finite")
     return LayerAtlas(
-        layer=Layer(**{name: _tuples(value) for name, value in entry["layer"].items()}),
-        slug=entry["slug"],
+        layer=facts.layer,
+        slug=facts.slug,
         topk=TopK(**group("topk", ranked)),
         overall=TopK(**group("overall", ranked)),
-        stats=ChannelStats(positions=entry["positions"], **group("stats", counted)),
-        responses=Responses(entry["every"], arrays["sampled"], arrays[f"{number}/responses/largest"]),
-        pictured=tuple(entry["pictured"]),
-        names=_tuples(entry["names"]),
-        montage=entry["montage"],
+        stats=ChannelStats(positions=facts.positions, **group("stats", counted)),
+        responses=Responses(facts.every, arrays["sampled"], arrays[f"{number}/responses/largest"]),
+        pictured=facts.pictured,
+        names=facts.names,
+        montage=facts.montage,
     )

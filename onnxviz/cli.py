@@ -346,7 +346,9 @@ def analyze(
             progress.finish()
         for one in atlas.layers:
             dead = sum(one.dead(c) for c in one.pictured)
-            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead")
+            spoilt = int((one.stats.not_finite > 0).sum())
+            lost = f", {spoilt} with NaN or infinity in some images (not ranked there)" if spoilt else ""
+            progress.note(f"{one.layer}: {len(one.pictured)} channels, {dead} dead{lost}")
         progress.result(lines, **made)
         if open_:
             _browse(made["report"])
@@ -519,18 +521,11 @@ def report(
             check_file(target)
         redrawn = method or control or model or images or provider
         if redrawn or _undrawn(run):
-            if run.suffix == ".atlas" and out is None:
-                raise UsageError(f"{run} is a file: name a folder for its report with --out.")
-            folder = target.with_suffix("") if single_file else target
-            if (
-                (run / "atlas.json").exists()
-                and (layer or channels or top)
-                and folder.resolve() == run.resolve()
-            ):
-                raise UsageError(_NOT_A_PART)
             page = _draw(
                 run,
-                folder,
+                target,
+                whole,
+                single_file,
                 layers=layer,
                 channels=channels,
                 top=top,
@@ -542,10 +537,6 @@ def report(
                 theme=theme,
                 progress=progress,
             )
-            if single_file:
-                from onnxviz.atlas import Atlas
-
-                page = Atlas.load(folder).report_file(target, theme=theme)
         else:
             page = _render(run, target, whole, layer, channels, top, theme, single_file)
         line = _file_line(page) if single_file else f"Report: {page}"
@@ -561,10 +552,19 @@ def _undrawn(run: Path) -> bool:
     return scan_file(run).is_file() and not (run / "atlas.json").exists()
 
 
-def _draw(run: Path, target: Path, **options: Any) -> Path:
+def _draw(run: Path, target: Path, whole: Path, single_file: bool, **options: Any) -> Path:
     """Draw the report of a scan."""
     from onnxviz.analysis import draw
 
+    if run.is_file() and target == whole:
+        what = "file for it with --out FILE.html" if single_file else "folder for its report with --out"
+        raise UsageError(f"{run} is a file: name a {what}.")
+    part = options["layers"] or options["channels"] is not None or options["top"] is not None
+    if part and target.resolve() == whole.resolve():
+        raise UsageError(_NOT_A_PART)
+    if single_file:
+        atlas = draw(run, command=_command(), **options)
+        return atlas.report_file(target, theme=options["theme"])
     draw(run, target, command=_command(), **options)
     return target / "index.html"
 
@@ -879,7 +879,7 @@ def convert(
 
 def _command() -> str:
     """How the program was called, without the secrets of URLs."""
-    from onnxviz.images.remote import masked
+    from onnxviz.images.urls import masked
 
     return shlex.join(["onnxviz", *map(masked, sys.argv[1:])])
 

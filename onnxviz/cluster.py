@@ -69,7 +69,8 @@ def scan_on_cluster(
     Args:
         address: of the scheduler, such as tcp://host:8786, or the path of its scheduler file.
         batch: images a run, the same for all.
-        save: called with what is known, about ``every`` so many seconds, and when the scan is broken off.
+        save: called with what is known, about ``every`` so many seconds, and at the end, also when the scan is broken
+            off.
 
     Raises:
         UsageError: there is no such cluster, or Dask is not installed.
@@ -340,6 +341,8 @@ class _Scan:
                 self._save(self._part)
                 self._saved_at = monotonic()
             check()
+        if self._save:
+            self._save(self._part)
         return self._part
 
     def keep(self, error: BaseException) -> None:

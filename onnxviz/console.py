@@ -224,9 +224,8 @@ def console(
             code = getattr(leave, "exit_code", 1)
             told.finish()
             raise
-        except (
-            BrokenPipeError
-        ) as error:  # whoever read the output, as head does, has gone: no more is said there
+        except BrokenPipeError as error:
+            # Whoever read the output, as head does, has gone: no more is said there.
             told.sum_up(complete=False)
             told.error(Failure.of(error))
             raise

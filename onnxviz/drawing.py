@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -27,6 +29,7 @@ from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.runtime import release_memory
+from onnxviz.saved import versions
 from onnxviz.setup import Setup
 
 __all__ = ["Drawing", "Style"]
@@ -140,7 +143,7 @@ class Drawing:
             gallery = Gallery(source, recipe, folder / PICTURES / IMAGES, f"{PICTURES}/{IMAGES}")
             atlas = self._planned(scan, folder, gallery, command)
             ways = self._ways(atlas.layers, gallery)
-            publisher = Publisher(atlas, theme) if published else None
+            publisher = Publisher(atlas, theme, self._digest()) if published else None
             try:
                 ready = [self._layer(bare, ways, gallery, folder, publisher) for bare in atlas.layers]
                 finished = publisher.finish() if publisher else atlas.with_layers(ready)
@@ -193,6 +196,25 @@ class Drawing:
             folder=folder,
         )
 
+    def _digest(self) -> str | None:
+        """Of all that pictures follow from; None for images that a program made, which nobody knows again."""
+        if self.setup.origin is None:
+            return None
+        style, network = self.style, self.setup.network
+        facts = {
+            "job": self.setup.job.facts(),
+            "style": (
+                [(m.name, m.policies) for m in style.methods],
+                style.control,
+                style.seed,
+                style.montage,
+            ),
+            "channels": self.pictured,
+            "engine": (network.provider, network.engine, network.memory),
+            "versions": versions(),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def _layer(
         self,
         bare: LayerAtlas,
@@ -213,7 +235,9 @@ class Drawing:
             seed=self.style.seed,
             montage=self.style.montage,
             begin=publisher.begin if publisher else None,
+            before=publisher.drawn_before if publisher else None,
             progress=progress.advance,
+            resumed=progress.resumed,
         )
         if publisher:
             publisher.done(ready)

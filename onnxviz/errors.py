@@ -11,8 +11,10 @@
     ├── ImageError               an image that cannot be read (skipped and counted in a scan)
     │   └── NoImagesError        nothing to scan
     ├── WeightsError             a weight file for a converter is not what it should be
+    ├── OutputError              a file that cannot be written: a full disk, no permission
     ├── ProviderError            the execution provider asked for is not there
     ├── AtlasError               a saved atlas or scan cannot be read, written or put together
+    │   └── DamagedError         its content is not what was written
     └── LockedError              another process works in the same place
 
 A message names the place, what was found and what was expected, and what to do next, in a line or two.
@@ -22,12 +24,14 @@ from __future__ import annotations
 
 __all__ = [
     "AtlasError",
+    "DamagedError",
     "ImageError",
     "LayerNotFoundError",
     "LockedError",
     "ModelError",
     "NoImagesError",
     "OnnxvizError",
+    "OutputError",
     "ProviderError",
     "UnitError",
     "UnsupportedOpError",
@@ -46,10 +50,10 @@ class OnnxvizError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message, fit to be printed: what is not printable is spelled out, the middle of a long one left out."""
+        """The message in one line, fit to be printed: control characters are spelled out, a long one is cut."""
         text = "".join(
-            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode("ascii")
-            for sign in super().__str__()
+            sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii")
+            for sign in " ".join(super().__str__().splitlines())
         )
         end = _LONGEST // 3
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - end - 3]} … {text[-end:]}"
@@ -89,12 +93,20 @@ class WeightsError(OnnxvizError):
     """A weight file that is not what its converter expects."""
 
 
+class OutputError(OnnxvizError, OSError):
+    """A file or folder that cannot be written."""
+
+
 class ProviderError(OnnxvizError):
     """An execution provider that is not available here."""
 
 
 class AtlasError(OnnxvizError):
     """A saved atlas or scan that cannot be read, written or put together with others."""
+
+
+class DamagedError(AtlasError):
+    """A saved scan whose content is not what was written."""
 
 
 class LockedError(OnnxvizError):

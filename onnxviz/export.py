@@ -15,6 +15,7 @@ from onnxviz.atlas import Atlas
 from onnxviz.errors import OnnxvizError
 from onnxviz.files import write_atomically
 from onnxviz.images import render
+from onnxviz.output import writing
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.render import as_json
 
@@ -54,6 +55,7 @@ _PLATE = 24
 _DPI = 300
 
 
+@writing("the export")
 def export_csv(atlas: Atlas, out: Path) -> tuple[Path, Path]:
     """Write ``channels.csv``, a row a channel, and ``hits.csv``, a row an image of a channel.
 
@@ -68,6 +70,7 @@ def export_csv(atlas: Atlas, out: Path) -> tuple[Path, Path]:
     return channels, hits
 
 
+@writing("the export")
 def export_parquet(atlas: Atlas, out: Path) -> tuple[Path, Path]:
     """Write ``channels.parquet`` and ``hits.parquet``: the tables of `export_csv` with types, and text as it is.
 
@@ -109,6 +112,7 @@ def export_parquet(atlas: Atlas, out: Path) -> tuple[Path, Path]:
     return channels, write("hits.parquet", HIT_COLUMNS, _hit_rows(data))
 
 
+@writing("the export")
 def export_json(atlas: Atlas, out: Path) -> Path:
     """Write ``report.json``: everything that a report shows, as the report's own JSON."""
     path = out / "report.json"
@@ -118,6 +122,7 @@ def export_json(atlas: Atlas, out: Path) -> Path:
     return path
 
 
+@writing("the export")
 def export_png(atlas: Atlas, out: Path) -> list[Path]:
     """Write plates as in Fig. 2 of the paper: 24 channels each, strongest first, with a caption, for 300 dots an inch.
 

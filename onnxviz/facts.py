@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import numpy as np
+
 from onnxviz.errors import UsageError
 from onnxviz.forward.part import Scan
 from onnxviz.images.preprocess import Preprocess
@@ -181,6 +183,10 @@ def _notes(
         notes.append(
             "In layers without a stride every unit sees the whole image, so patch and image are the same."
         )
+    if lost := _not_finite(network, layers):
+        listed = ", ".join(f"{count:,} in {name}" for name, count in list(lost.items())[:3])
+        more = f" and in {len(lost) - 3:,} more tensors" if len(lost) > 3 else ""
+        notes.append(f"{sum(lost.values()):,} weights are NaN or infinity ({listed}{more}).")
     spoilt = {str(one.layer): int(one.stats.not_finite.max(initial=0)) for one in scan.layers}
     notes += [
         f"In layer {name} up to {count:,} image(s) gave NaN or infinity; they are counted but not ranked."
@@ -188,6 +194,19 @@ def _notes(
         if count
     ]
     return notes
+
+
+def _not_finite(network: Network, layers: Sequence[Layer]) -> dict[str, int]:
+    """How many values of each stored tensor that the layers depend on are NaN or infinity, where there are some."""
+    needed = network.model.graph.ancestors(layer.tensor for layer in layers)
+    found = {}
+    for name in network.model.initializers:
+        if name in needed and (values := network.constants[name]).dtype.kind == "f":
+            count = values.size - int(np.isfinite(values).sum())
+            # Infinity alone in a tensor of one element is a bound that is open, as of Clip.
+            if count and values.size > 1:
+                found[name] = count
+    return found
 
 
 def _treated(network: Network, method: Method, layers: Sequence[Layer]) -> list[tuple[str, str]]:

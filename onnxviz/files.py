@@ -8,17 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from onnxviz.output import writing
+
 __all__ = ["write_atomically", "write_durably"]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file by a function of a path; it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file by a function of a path; it is there whole or not at all.
+
+    What a killed process leaves of it has a name that the next one uses again, so that it does not pile up. So only one
+    process at a time may write a file (`locks.locked`).
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    with writing(path):
+        try:
+            write(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -56,12 +56,15 @@ def draw_filters(found: FirstFilters, preprocess: Preprocess, out: Path, folder:
         out: the report's folder.
         folder: where the sheets go, relative to it.
     """
-    shown = [preprocess.display(weights) for weights in found.weights]
+    drawn = render.finite(found.weights)
+    shown = [preprocess.display(weights) for weights in drawn]
+    # Where a weight is not finite, its filter has no size.
     sizes = np.sqrt((found.weights.astype(np.float64) ** 2).mean((1, 2, 3)))
-    median = float(np.median(sizes))
+    sizes = np.where(np.isfinite(sizes), sizes, np.nan)
+    median = float(np.median(sizes[np.isfinite(sizes)])) if np.isfinite(sizes).any() else math.nan
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
-    largest = float(np.abs(found.weights).max(initial=0))
+    largest = float(np.abs(drawn).max(initial=0))
     (out / folder).mkdir(parents=True, exist_ok=True)
     sheets = []
     for name, scale in (("shared", largest), ("own", None)):

@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxviz.forward.scan import MOST_HITS, RANKS
 from onnxviz.images.fingerprint import Fingerprint
-from onnxviz.images.preprocess import Preprocess
+from onnxviz.images.preprocess import RESIZE, Preprocess
 from onnxviz.images.source import Source
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
+from onnxviz.typed import typed
 
-__all__ = ["Job"]
+__all__ = ["Job", "fed"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -64,7 +66,7 @@ class Job:
             digest=network.file.digest,
             image=network.image.name,
             size=network.size,
-            feeds=tuple((name, _digest(value)) for name, value in sorted((feeds or {}).items())),
+            feeds=fed(feeds or {}),
             provider=network.provider,
             layers=tuple(layers),
             preprocess=preprocess,
@@ -88,14 +90,13 @@ class Job:
         if self.digest != now.digest:
             yield f"the model was another ({self.model}, SHA-256 {self.digest[:12]}…; now {now.digest[:12]}…)"
         if self.data.content != now.data.content:
-            yield f"the images were others ({self.data_set}; now {now.data_set})"
+            yield f"the images or their labels were others ({self.data_set}; now {now.data_set})"
         elif in_place and self.data.times != now.data.times:
             yield "image files have changed since"
         if self.images != now.images and self.of == now.of:
             yield f"{self.images:,} images were to be scanned (now {now.images:,})"
-        names = [", ".join(map(str, job.layers)) for job in (self, now)]
-        if names[0] != names[1]:
-            yield f"the layers were {names[0]} (now {names[1]})"
+        if [x.tensor for x in self.layers] != [x.tensor for x in now.layers]:
+            yield f"the layers were {_named(self.layers)} (now {_named(now.layers)})"
         elif self.layers != now.layers:
             yield "the layers' sizes were others"
         recipes = [replace(job.preprocess, origin="") for job in (self, now)]
@@ -114,13 +115,35 @@ class Job:
         return asdict(self)
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Job:
-        """The job that `facts` describes. What is missing or of another kind raises whatever it does."""
-        fields = {name: _tuples(value) for name, value in facts.items()}
-        fields["layers"] = tuple(Layer(**_fields(one)) for one in facts["layers"])
-        fields["preprocess"] = Preprocess(**_fields(facts["preprocess"]))
-        fields["data"] = Fingerprint(**facts["data"])
-        return cls(**fields)
+    def from_facts(cls, facts: Any) -> Job:
+        """The job that `facts` describes.
+
+        Raises:
+            ValueError: something in it is missing, of another type, or beyond reason.
+        """
+        found: Job = typed(cls, facts, "job")
+        if not found._possible():
+            raise ValueError("no scan is of such a job")
+        return found
+
+    def _possible(self) -> bool:
+        recipe = self.preprocess
+        return (
+            0 <= self.images <= self.of
+            and 1 <= self.top <= MOST_HITS
+            and self.rank in RANKS
+            and all(1 <= side < 1 << 31 for side in (*self.size, recipe.height, recipe.width))
+            and recipe.resize in RESIZE
+            and 1 <= len(recipe.mean) == len(recipe.std) == recipe.channels
+            and len(self.layers) > 0
+            and all(1 <= number < 1 << 31 for x in self.layers for number in (x.channels, *x.size))
+            and sum(x.channels for x in self.layers) < 1 << 31
+        )
+
+
+def fed(values: Mapping[str, Array]) -> tuple[tuple[str, str], ...]:
+    """Names of inputs, and digests of the values that they are given."""
+    return tuple((name, _digest(value)) for name, value in sorted(values.items()))
 
 
 _PLAIN = {
@@ -132,18 +155,16 @@ _PLAIN = {
 }
 
 
+def _named(layers: Sequence[Layer]) -> str:
+    if len(layers) <= 4:
+        return ", ".join(map(str, layers))
+    return f"{len(layers)} layers from {layers[0]} to {layers[-1]}"
+
+
 def _shown(value: Any) -> str:
     return "×".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _digest(value: Array) -> str:
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value, order="C")
     return hashlib.sha256(f"{value.dtype.str}{value.shape}".encode() + value.tobytes()).hexdigest()
-
-
-def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _tuples(value) for name, value in entry.items()}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

@@ -84,11 +84,10 @@ class JsonLines(Console):
         """Write a line at once. Where nobody reads any more, the first line says so, and further ones are dropped."""
         if self._gone:
             return
-        line = json.dumps(
-            {"event": event, "elapsed": round(self._recap.seconds, 3), **_encodable(facts)}, allow_nan=False
-        )
         try:
             with self._lock:
+                head = {"event": event, "elapsed": round(self._recap.seconds, 3)}
+                line = json.dumps({**head, **_encodable(facts)}, allow_nan=False)
                 sys.stdout.write(f"{line}\n")
                 sys.stdout.flush()
         except BrokenPipeError:

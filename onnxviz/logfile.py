@@ -17,7 +17,7 @@ import typer
 
 from onnxviz.console import Console, Failure, printable
 from onnxviz.errors import UsageError
-from onnxviz.images.remote import masked
+from onnxviz.images.urls import masked
 from onnxviz.summary import Phase, Recap, Summary, duration, rate
 
 __all__ = ["LogFile"]

@@ -85,7 +85,9 @@ def draw_layer(
     seed: str = "unit",
     montage: bool = False,
     begin: Callable[[LayerAtlas], None] | None = None,
+    before: Callable[[LayerAtlas, int], bool] | None = None,
     progress: Callable[[int], None] | None = None,
+    resumed: Callable[[int], None] | None = None,
 ) -> LayerAtlas:
     """Draw every pictured channel of a layer, and the row of all channels, into ``out``.
 
@@ -95,7 +97,10 @@ def draw_layer(
         montage: also write all cards as one PNG.
         begin: called with the layer once the positions of the row of all channels are known, before a picture is
             written.
+        before: says of a channel whether its pictures are there already. A group of channels that has all is not drawn
+            again, unless a montage needs it: whole groups, so that no picture depends on where a run was cut off.
         progress: called with the number of projections drawn since the last call.
+        resumed: called with the number of those that were there already.
 
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
@@ -132,6 +137,10 @@ def draw_layer(
                 check()
             written.clear()
             group = alive[start : start + step]
+            if before and not montage and all(before(one, channel) for channel in group):
+                if resumed:
+                    resumed(sum(len(one.topk.hits(channel)) for channel in group) * len(ways))
+                continue
             compared = [other.projections(group) for other in others]
             for channel, tiles in artist.channels(group):
                 plate = Plate.of(tiles)

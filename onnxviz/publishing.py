@@ -7,6 +7,7 @@ from dataclasses import replace
 from onnxviz.atlas import Atlas, LayerAtlas
 from onnxviz.places import IMAGES, PICTURES
 from onnxviz.report.data import LayerData, ReportData
+from onnxviz.report.folder import Folder
 from onnxviz.report.render import ReportWriter
 
 __all__ = ["Publisher"]
@@ -18,13 +19,17 @@ class Publisher:
     All that a layer's pages say is known once its images are ranked: they are written before its pictures, which are
     drawn into their places. Until the end the index says that it is not the end.
 
+    Where a run was cut off that drew the same, its pictures are used (`drawn_before`).
+
     Args:
         planned: the atlas with all its layers, none of them drawn.
         theme: of the pages, as of `Atlas.report`.
+        drawing: all that the pictures follow from, as a digest; None if nobody knows.
     """
 
-    def __init__(self, planned: Atlas, theme: str = "auto") -> None:
+    def __init__(self, planned: Atlas, theme: str = "auto", drawing: str | None = None) -> None:
         self._planned, self._folder, self._theme = planned, planned.folder, theme
+        self._drawing, self._goes_on = drawing, False
         self._layers: dict[str, LayerAtlas] = {}
         self._shown: dict[str, LayerData] = {}
         self._writer = ReportWriter(self._folder, theme)
@@ -34,7 +39,8 @@ class Publisher:
         if not self._layers:
             # A former atlas must not outlive its pictures, whatever happens on the way.
             (self._folder / "atlas.json").unlink(missing_ok=True)
-            for name in (IMAGES, *(layer.slug for layer in self._planned.layers)):
+            self._goes_on = self._drawing is not None and self._writer.begin(self._drawing)
+            for name in () if self._goes_on else (IMAGES, *(layer.slug for layer in self._planned.layers)):
                 self._writer.drop(f"{PICTURES}/{name}")
         self._layers[one.slug] = one
         self._shown[one.slug] = self._planned.layer_data(one)
@@ -46,6 +52,15 @@ class Publisher:
         else:
             self._writer.facts(data)  # pages link to them; the rest of the layers follow in the end
         self._writer.index(data)
+
+    def drawn_before(self, one: LayerAtlas, channel: int) -> bool:
+        """Whether all pictures of a channel are there from a run that was cut off."""
+        thumbnails = {self._planned.images[hit.image][2] for hit in one.topk.hits(channel)}
+        return (
+            self._goes_on
+            and self._drawn(one, channel)
+            and all((self._folder / path).is_file() for path in thumbnails)
+        )
 
     def done(self, one: LayerAtlas) -> None:
         """Take a layer with all its pictures in the place of the one that was begun; its montage is what is new."""
@@ -86,6 +101,8 @@ class Publisher:
             atlas.publish(self._folder, theme=self._theme)
         else:
             atlas.report(self._folder, theme=self._theme)
+        if self._drawing is not None:
+            Folder(self._folder).begin(self._drawing)
         return atlas
 
     def _unfinished(self, one: LayerAtlas) -> ReportData:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxviz.errors import AtlasError, UsageError
+from onnxviz.errors import AtlasError, DamagedError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
-from onnxviz.images.remote import masked
+from onnxviz.images.urls import masked
 from onnxviz.job import Job
 from onnxviz.saved import SUFFIX, Origin, SavedScan, versions
 
@@ -80,11 +80,19 @@ class Run:
                 found = None
         if restart:
             self.remove()
-        self._saved = empty if found is None else replace(found, job=job, origin=origin)
+        self._saved = empty if found is None else replace(found, job=job, origin=origin, shard=shard)
+        if self._saved.finished:
+            self._forget_before()
         if found is not None and found.part.done:
             note(_progress(found, self.file))
             if versions() not in found.versions:
                 note(f"It was made with {'; '.join(found.versions)}; here is {versions()}.")
+        return self._saved
+
+    @property
+    def saved(self) -> SavedScan:
+        """What was saved last, or what there was to begin with."""
+        assert self._saved is not None
         return self._saved
 
     def save(self, part: Part) -> SavedScan:
@@ -93,17 +101,24 @@ class Run:
         Raises:
             AtlasError: it cannot be written; what was written before is still there.
         """
-        assert self._saved is not None
-        self._saved = self._saved.now(part)
+        self._saved = self.saved.now(part)
         # Another name for the former file, which the new one then takes the place of.
         with suppress(OSError):
             self._before.unlink(missing_ok=True)
             os.link(self.file, self._before)
         self._saved.write(self.file)
         if self._saved.finished:
-            with suppress(OSError):
-                self._before.unlink(missing_ok=True)
+            self._forget_before()
         return self._saved
+
+    def put(self, saved: SavedScan) -> None:
+        """Write a scan in the place of whatever is there.
+
+        Raises:
+            AtlasError: it cannot be written; what was there is still there.
+        """
+        saved.write(self.file)
+        self._forget_before()
 
     def check_report(self, *, restart: bool) -> None:
         """Make sure that no report is there that a scan would not go with.
@@ -129,22 +144,45 @@ class Run:
         for path in (self.file, self._before):
             path.unlink(missing_ok=True)
 
+    def _forget_before(self) -> None:
+        with suppress(OSError):
+            self._before.unlink(missing_ok=True)
+
     def _found(self, note: Note) -> SavedScan | None:
-        """The scan that is there; a damaged one is set aside, and the one saved before it takes its place."""
+        """The scan that is there; a damaged one is set aside, and the one saved before it takes its place.
+
+        Raises:
+            AtlasError: it cannot be read, or is of another version of onnxviz; it stays where it is.
+        """
         for path in (self.file, self._before):
             if not path.exists():
                 continue
             try:
-                return SavedScan.read(path)
-            except AtlasError as error:
+                found = SavedScan.read(path)
+                if path is not self.file:
+                    path.rename(self.file)
+                return found
+            except DamagedError as error:
                 aside = _free(self.file)
                 path.rename(aside)
                 note(f"{error} It was set aside as {aside.name}.")
         return None
 
 
+@dataclass(frozen=True)
+class _Holder:
+    """What is to be said of a part when others do not fit to it."""
+
+    path: Path
+    done: tuple[Range, ...]
+    left: int
+    shard: tuple[int, int] | None
+
+
 def merge_parts(paths: Sequence[Path]) -> SavedScan:
     """Put the parts of a scan together, one after the other, so that memory does not grow with their number.
+
+    The result does not depend on their order: the part that begins first says where model and images were.
 
     Raises:
         UsageError: there are none.
@@ -153,42 +191,41 @@ def merge_parts(paths: Sequence[Path]) -> SavedScan:
     if not paths:
         raise UsageError("There is nothing to merge: name the parts of a scan.")
     whole: SavedScan | None = None
-    holders: list[tuple[SavedScan, Path]] = []
+    first: SavedScan | None = None
+    holders: list[_Holder] = []
     for path in paths:
         one = SavedScan.read(scan_file(path))
-        if whole is None:
-            whole = replace(one, range=(0, one.job.images), shard=None)
+        if whole is None or first is None:
+            whole = first = one
         else:
             if differences := whole.job.differences(one.job, in_place=False):
                 raise AtlasError(f"{path} is of another scan than {paths[0]}: {'; '.join(differences)}.")
             if both := ranges.overlaps(whole.part.done, one.part.done):
-                holder = next(p for other, p in holders if ranges.overlaps(other.part.done, both))
+                holder = next(other.path for other in holders if ranges.overlaps(other.done, both))
                 raise AtlasError(
                     f"Images {_shown(both[0])} are both in {holder} and in {path}. Leave one out."
                 )
             known = tuple(sorted({*whole.versions, *one.versions}))
             whole = replace(whole, part=whole.part.merge(one.part), versions=known)
-        holders.append((replace(one, part=_done_only(one.part)), path))
-    assert whole is not None
+            if one.range < first.range:
+                first = replace(one, part=Part.empty((), 1))
+        holders.append(_Holder(path, one.part.done, ranges.count(one.todo), one.shard))
+    assert whole is not None and first is not None
+    whole = replace(whole, job=first.job, origin=first.origin, range=(0, first.job.images), shard=None)
     if missing := ranges.missing(whole.part.done, whole.range):
         listed = _listed(missing)
         raise AtlasError(f"Images {listed} of {whole.job.images:,} are in no part{_why(holders)}.")
     return whole
 
 
-def _done_only(part: Part) -> Part:
-    """A part without what it takes memory to keep."""
-    return replace(Part.empty((), 1), done=part.done)
-
-
-def _why(holders: Sequence[tuple[SavedScan, Path]]) -> str:
+def _why(holders: Sequence[_Holder]) -> str:
     """Which parts are unfinished, and which shards are not there."""
     reasons = [
-        f"{path} is not finished ({ranges.count(one.todo):,} images to go): run its scan again"
-        for one, path in holders
-        if one.todo
+        f"{one.path} is not finished ({one.left:,} images to go): run its scan again"
+        for one in holders
+        if one.left
     ]
-    shards = {one.shard for one, _ in holders}
+    shards = {one.shard for one in holders}
     counts = {shard[1] for shard in shards if shard is not None}
     if None not in shards and len(counts) == 1:
         of = counts.pop()

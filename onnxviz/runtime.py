@@ -38,7 +38,7 @@ FATAL_ONLY = 4
 """A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
 
 _TRIAL_BYTES = 4 << 30
-_TRIAL_SECONDS = 60.0
+_TRIAL_SECONDS = 20.0
 """What working out constants and sizes may take, all at once: a file can ask for any amount with a few bytes."""
 
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
@@ -192,6 +192,12 @@ def error_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if text.endswith("for the following indices"):
         text = f"{text.removesuffix(' for the following indices')}, {lines[1].strip()}"
+    if match := re.search(r"Opset (\d+) is under development", text):
+        return f"it does not know opset {match[1]}; export the model with an older one, or update onnxruntime"
+    if "terminate flag" in text:
+        text = text.replace(
+            "Exiting due to terminate flag being set to true.", f"no end after {_TRIAL_SECONDS:.0f} s"
+        )
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     text = _PLACE.sub("", _NODE.sub(r"\1 '\2': ", text))
     return text if len(text) <= 300 else f"{text[:297]}..."

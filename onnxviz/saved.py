@@ -1,7 +1,7 @@
 """A scan, or a part of one, in a file: what it is of, what is known by now, and where its model and images were.
 
-The file is a line that names the format, a line with the SHA-256 of the rest, and the rest: NumPy arrays (npz), one
-of which is JSON. It holds no time and no name of a machine: the same work makes the same bytes.
+The file is a line that names the format, a line with the SHA-256 of all but itself, and NumPy arrays (npz), one of
+which is JSON. It holds no time and no name of a machine: the same work makes the same bytes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import platform
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +22,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import AtlasError
+from onnxviz.errors import AtlasError, DamagedError
 from onnxviz.files import write_durably
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
-from onnxviz.forward.responses import Responses
+from onnxviz.forward.responses import Responses, taken
 from onnxviz.forward.topk import ChannelStats, TopK
-from onnxviz.images.remote import masked
-from onnxviz.job import Job
+from onnxviz.images.urls import masked
+from onnxviz.job import Job, fed
 
 __all__ = ["SUFFIX", "Origin", "SavedScan", "versions"]
 
@@ -114,9 +116,11 @@ class SavedScan:
         arrays = {"facts": np.frombuffer(text, np.uint8), **part.arrays()}
         arrays |= {f"feeds/{number}": value for number, value in enumerate(origin.feeds.values())}
         stream = io.BytesIO()
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-        body = stream.getvalue()
-        return b"%s%d\n%s\n%s" % (_HEAD, FORMAT, hashlib.sha256(body).hexdigest().encode(), body)
+        # in one order in memory, which else shows in the file
+        ordered = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+        np.savez(stream, **ordered)  # type: ignore[arg-type]
+        head, body = b"%s%d" % (_HEAD, FORMAT), stream.getvalue()
+        return b"\n".join((head, _checksum(head, body), body))
 
     def write(self, path: Path) -> None:
         """Write the file; it is on the disk when this returns, and what was there before is kept until then.
@@ -137,7 +141,8 @@ class SavedScan:
         """Read a file.
 
         Raises:
-            AtlasError: there is none, or it is damaged, of another format, or not of onnxviz.
+            DamagedError: it is damaged, or not of onnxviz.
+            AtlasError: there is none, it cannot be read, or another version of onnxviz wrote it.
         """
         try:
             size = path.stat().st_size
@@ -155,25 +160,37 @@ class SavedScan:
         """Read a file's content; ``name`` is what errors call it.
 
         Raises:
-            AtlasError: it is damaged, of another format, or not of onnxviz.
+            DamagedError: it is damaged, or not of onnxviz.
+            AtlasError: another version of onnxviz wrote it.
         """
         head, _, rest = data.partition(b"\n")
         if not head.startswith(_HEAD):
-            raise AtlasError(f"{name}: not a scan of onnxviz, or its beginning is damaged.")
+            raise DamagedError(f"{name}: not a scan of onnxviz, or its beginning is damaged.")
+        digest, _, body = rest.partition(b"\n")
+        if _checksum(head, body) != digest:
+            raise DamagedError(f"{name}: the scan is damaged: its checksum does not fit.")
         if (found := head.removeprefix(_HEAD)) != str(FORMAT).encode():
             shown = found[:20].decode("ascii", "replace")
-            raise AtlasError(f"{name}: the scan has format {shown}; this version reads format {FORMAT}.")
-        digest, _, body = rest.partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
-            raise AtlasError(f"{name}: the scan is damaged: its checksum does not fit.")
+            raise AtlasError(
+                f"{name}: the scan has format {shown}; this version of onnxviz reads format {FORMAT}."
+            )
         try:
+            with zipfile.ZipFile(io.BytesIO(body)) as file:
+                if any(one.file_size > len(body) for one in file.infolist()):
+                    raise ValueError("arrays are larger than the file")
             # pickles are refused: a file from anywhere must run nothing
             with np.load(io.BytesIO(body), allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             return _read(arrays)
         except _DAMAGE as error:
             reason = str(error).split("\n", 1)[0][:200]
-            raise AtlasError(f"{name}: the scan is damaged ({type(error).__name__}: {reason}).") from error
+            raise DamagedError(f"{name}: the scan is damaged ({type(error).__name__}: {reason}).") from error
+
+
+def _checksum(head: bytes, body: bytes) -> bytes:
+    digest = hashlib.sha256(head)
+    digest.update(body)
+    return digest.hexdigest().encode("ascii")
 
 
 _DAMAGE = (
@@ -190,6 +207,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 """What NumPy's and zipfile's readers raise at content that nobody wrote."""
 
@@ -210,21 +228,25 @@ def versions() -> str:
 def _read(arrays: Mapping[str, Array]) -> SavedScan:
     facts = json.loads(arrays["facts"].tobytes())
     job = Job.from_facts(facts["job"])
-    channels = sum(layer.channels for layer in job.layers)
+    units = np.array([math.prod(layer.size) for layer in job.layers for _ in range(layer.channels)])
     where = facts["origin"]
     feeds = {str(name): arrays[f"feeds/{number}"] for number, name in enumerate(where["feeds"])}
+    if job.feeds != fed(feeds):
+        raise ValueError("values fed to inputs are not those of the job")
+    whole, done = _range(facts["range"]), ranges.joined(_range(one) for one in facts["done"])
+    if not 0 <= whole[0] <= whole[1] <= job.images or ranges.missing([whole], _hull(done)):
+        raise ValueError("it counts images that it is not for")
     part = Part(
-        done=ranges.joined(_range(one) for one in facts["done"]),
-        topk=_topk("topk", arrays, (channels, job.top)),
-        overall=_topk("overall", arrays, (len(job.layers), job.top)),
-        stats=_stats(arrays, channels),
-        responses=_responses(arrays, int(facts["every"]), channels),
+        done=done,
+        topk=_topk("topk", arrays, job, units),
+        overall=_topk("overall", arrays, job, np.ones(len(job.layers), np.int64)),
+        stats=_stats(arrays, len(units), ranges.count(done)),
+        responses=_responses(arrays, int(facts["every"]), len(units), job.images),
         skipped=tuple((int(index), str(name), str(reason)) for index, name, reason in facts["skipped"]),
         notes=tuple(map(str, facts["notes"])),
     )
-    whole = _range(facts["range"])
-    if not 0 <= whole[0] <= whole[1] <= job.images <= job.of or ranges.missing([whole], _hull(part.done)):
-        raise ValueError("it counts images that it is not for")
+    if not all(ranges.overlaps(done, [(index, index + 1)]) for index, *_ in part.skipped):
+        raise ValueError("it skipped images that it did not count")
     labels = where["labels"]
     origin = Origin(
         str(where["model"]),
@@ -252,23 +274,48 @@ def _array(arrays: Mapping[str, Array], name: str, dtype: Any, shape: tuple[int,
     return found
 
 
-def _topk(part: str, arrays: Mapping[str, Array], shape: tuple[int, ...]) -> TopK:
+def _topk(group: str, arrays: Mapping[str, Array], job: Job, units: Array) -> TopK:
+    """Hits of rows whose maps have so many ``units``."""
     kinds = {"score": np.float64, "activation": np.float32, "image": np.int64, "y": np.int32, "x": np.int32}
-    return TopK(**{name: _array(arrays, f"{part}/{name}", kind, shape) for name, kind in kinds.items()})
+    shape = len(units), job.top
+    topk = TopK(**{name: _array(arrays, f"{group}/{name}", kind, shape) for name, kind in kinds.items()})
+    empty = TopK.empty(*shape)
+    there = topk.image != empty.image
+    score, image = topk.score, topk.image
+    ordered = (score[:, :-1] > score[:, 1:]) | (
+        (score[:, :-1] == score[:, 1:]) & ((image[:, :-1] < image[:, 1:]) | ~there[:, 1:])
+    )
+    good = (
+        there
+        & (image >= 0)
+        & (image < job.images)
+        & (topk.y == 0)
+        & (topk.x >= 0)
+        & (topk.x < units[:, None])
+    )
+    good |= ~there & (score == empty.score)
+    if not (good.all() and ordered.all()):
+        raise ValueError(f"{group} has hits that there cannot be")
+    return topk
 
 
-def _stats(arrays: Mapping[str, Array], channels: int) -> ChannelStats:
+def _stats(arrays: Mapping[str, Array], channels: int, done: int) -> ChannelStats:
     empty = ChannelStats.empty(channels, 0)
     found = {
         name: _array(arrays, f"stats/{name}", like.dtype, like.shape) for name, like in empty.arrays().items()
     }
+    for name in ("images", "active_images", "not_finite"):
+        if ((found[name] < 0) | (found[name] > done)).any():
+            raise ValueError(f"stats/{name} counts more images than there are")
     return ChannelStats(0, **found)
 
 
-def _responses(arrays: Mapping[str, Array], every: int, channels: int) -> Responses:
+def _responses(arrays: Mapping[str, Array], every: int, channels: int, images: int) -> Responses:
     if every < 1 or every & (every - 1):
         raise ValueError(f"a sample of one in {every}")
     image = arrays["responses/image"]
     image = _array(arrays, "responses/image", np.int64, image.shape[:1])
+    if (np.diff(image, prepend=-1, append=images) < 1).any() or not taken(image, every).all():
+        raise ValueError("a sample of other images")
     largest = _array(arrays, "responses/largest", np.float32, (*image.shape, channels))
     return Responses(every, image, largest)

@@ -54,7 +54,7 @@ def run_scan(
             raise UsageError(
                 "Only images that have a path or a URL can be scanned so that the scan is saved or shared out."
             )
-        job = setup.job()
+        job = setup.job
         if run:
             saved = run.begin(
                 job,
@@ -69,11 +69,11 @@ def run_scan(
             saved = SavedScan(job, setup.origin, whole, Part.empty(setup.layers, setup.top), (), shard)
     part = saved.part if saved else Part.empty(setup.layers, setup.top)
     todo = saved.todo if saved else ranges.joined([whole])
+    progress.start(SCANNING, ranges.count([whole]), "images")
+    progress.resumed(ranges.count([whole]) - ranges.count(todo))
+    for _, name, reason in part.skipped:
+        progress.skipped(name, reason)
     if todo:
-        progress.start(SCANNING, ranges.count([whole]), "images")
-        progress.resumed(ranges.count([whole]) - ranges.count(todo))
-        for _, name, reason in part.skipped:
-            progress.skipped(name, reason)
         save = run.save if run else None
         if saved and cluster is not None:
             from onnxviz.cluster import scan_on_cluster
@@ -96,7 +96,7 @@ def run_scan(
             part = scanner.scan(
                 part, todo, progress.advance, save=save, every=save_every, skip=progress.skipped
             )
-        progress.finish()
+    progress.finish()
     if not shard:
         try:
             check_images(part, setup.source)
@@ -105,7 +105,8 @@ def run_scan(
                 run.remove()  # nothing is worth going on from
             raise
     if run and saved:
-        return (run.save(part) if todo or not run.file.exists() else saved).told
+        # What was scanned is saved already: a signal after the last image must not cost what came since the last time.
+        return (run.saved if todo else run.save(part) if not run.file.exists() else saved).told
     return part
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ class Setup:
         """How many images are to be scanned."""
         return min(len(self.source.samples), self.limit or len(self.source.samples))
 
+    @cached_property
     def job(self) -> Job:
         """What the scan's result follows from; reads the model's file and asks for the files of all images."""
         return Job.of_scan(
@@ -152,7 +155,10 @@ def open_saved(
         UsageError: they are not there, or not those that the scan was of; says in what they differ.
     """
     job, origin = saved.job, saved.origin
-    file = ModelFile(model or origin.model, origin.feeds)
+    with _moved("--model", model is None):
+        file = ModelFile(model or origin.model, origin.feeds)
+    if file.digest != job.digest:
+        raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
     network = Network(
         file,
         provider=choose_provider(provider or job.provider),
@@ -161,8 +167,6 @@ def open_saved(
         engine=engine,
         memory=memory,
     )
-    if file.digest != job.digest:
-        raise UsageError(f"{file.path} is not the model that was scanned ({job.model}); its content differs.")
     if images is None and "***" in (origin.images or ""):
         raise UsageError(
             f"The images were at {origin.images}, whose secrets are not kept with a scan. Name the URL with --images."
@@ -172,24 +176,41 @@ def open_saved(
         raise ModelError(f"{file.path}: {lost[0]} is no longer what the scan was of. Scan it again.")
     names = facts.output_names(network.model, origin.labels)
     progress.note(f"{network.image}; {job.preprocess.describe()}; runs on {network.provider.upper()}")
-    source = _source(images or origin.images, job.preprocess, names, progress)
+    with _moved("--images", images is None):
+        source = _source(images or origin.images, job.preprocess, names, progress)
     setup = Setup(
         network,
         job.preprocess,
         job.layers,
         source,
         names,
-        Origin(str(file.path), str(images) if images else origin.images, origin.labels, dict(origin.feeds)),
+        replace(origin, model=_absolute(file.path), images=_absolute(images) if images else origin.images),
         job.top,
         job.rank,
         job.images if job.images < job.of else None,
     )
-    if source.fingerprint().content != job.data.content:
+    found = setup.job.data
+    if found.content != job.data.content:
         raise UsageError(
             f"{images or origin.images} ({source.description}) are not the images that were scanned "
             f"({job.data_set}). Name the folder that holds them with --images."
         )
+    if images is None and found.times != job.data.times:
+        progress.note(
+            f"{origin.images}: files were changed or copied since the scan. If images are others now, scan them again."
+        )
     return setup
+
+
+@contextmanager
+def _moved(option: str, hint: bool) -> Iterator[None]:
+    """Say with what is not there any more which option names where it is now."""
+    try:
+        yield
+    except UsageError as error:
+        if not hint:
+            raise
+        raise UsageError(f"{error} {option} says where it is now.") from error
 
 
 def open_network(

@@ -95,7 +95,7 @@ class Terminal(Console):
     def result(self, lines: Sequence[str], **paths: Path) -> None:
         """Print the lines."""
         for line in lines:
-            typer.echo(line)
+            typer.echo(printable(line))
 
 
 def _shortened(text: str, width: int) -> str:

@@ -120,7 +120,8 @@ def scan_in_processes(
 
     Args:
         batch: images a run, the same for all.
-        save: called with what is known, about ``every`` so many seconds, and when the scan is broken off.
+        save: called with what is known, about ``every`` so many seconds, and at the end, also when the scan is broken
+            off.
 
     Raises:
         OnnxvizError: what a process failed at; or processes end again and again.
@@ -236,6 +237,8 @@ class _Pool:
                 self._save(self._part)
                 self._saved_at = monotonic()
             check()
+        if self._save:
+            self._save(self._part)
         return self._part
 
     def keep(self, error: BaseException) -> None:

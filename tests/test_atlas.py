@@ -204,3 +204,79 @@ def test_rendering_needs_neither_onnx_nor_onnxruntime():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def _write(folder, change):
+    facts = json.loads((folder / "atlas.json").read_text("utf-8"))
+    change(facts)
+    (folder / "atlas.json").write_text(json.dumps(facts), "utf-8")
+
+
+DAMAGED_FACTS = {
+    "a number is a text": lambda f: f["layers"][0].update(positions="9"),
+    "other maps": lambda f: f["layers"][0].update(positions=9),
+    "a field is missing": lambda f: f["model"].pop("nodes"),
+    "a field too many": lambda f: f["provenance"].update(more=1),
+    "a grid without columns": lambda f: f["filters"]["shared"].update(columns=0),
+    "a grid with too few tiles": lambda f: f["filters"]["own"].update(rows=1, columns=1),
+    "two layers of one name": lambda f: f["layers"].append(f["layers"][0]),
+    "no layers": lambda f: f["layers"].clear(),
+    "a name with a path": lambda f: f["layers"][0].update(slug="../x"),
+    "axes that are none": lambda f: f["layers"][0]["layer"].update(order=[0, 1, 1, 3]),
+    "a size below 0": lambda f: f["layers"][0]["layer"].update(size=[-12, 12]),
+    "channels that are none": lambda f: f["layers"][0].update(pictured=[0, 99]),
+    "channels twice": lambda f: f["layers"][0].update(pictured=[1, 1]),
+    "names of other channels": lambda f: f["layers"][1].update(names=["a"]),
+    "a sample of one in 3": lambda f: f["layers"][0].update(every=3),
+    "an image that hits are in is gone": lambda f: f["images"].pop(),
+    "a node that reads what comes later": lambda f: f["diagram"].reverse(),
+    "a node of a layer that is none": lambda f: f["diagram"][0].update(slug="conv9"),
+    "half of a character": lambda f: f["model"].update(name="\ud800"),
+    "a frame without a size": lambda f: f["provenance"].update(input_size=[0, 12]),
+    "labels of other images": lambda f: f["labels"].pop(),
+    "no object": lambda f: f.update(model=[]),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED_FACTS.values(), ids=DAMAGED_FACTS)
+def test_facts_that_do_not_fit_together(made, tmp_path, change):
+    _, saved, _ = made
+    shutil.copytree(saved, tmp_path / "run")
+    assert onnxviz.Atlas.load(tmp_path / "run").layers
+    _write(tmp_path / "run", change)
+    with pytest.raises(AtlasError, match="damaged"):
+        onnxviz.Atlas.load(tmp_path / "run")
+
+
+DAMAGED_ARRAYS = {
+    "another number of channels": lambda a: {"0/topk/score": a["0/topk/score"][:-1]},
+    "numbers of images that are none": lambda a: {"0/topk/image": a["0/topk/image"].astype(float)},
+    "other numbers of hits": lambda a: {"0/overall/y": a["0/overall/y"][:, :-1]},
+    "an axis more": lambda a: {"0/stats/largest": a["0/stats/largest"][None]},
+    "text": lambda a: {"0/stats/total": a["0/stats/total"].astype(str)},
+    "a place outside": lambda a: {"0/topk/y": a["0/topk/y"] + 99},
+    "objects": lambda a: {"sampled": a["sampled"].astype(object)},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED_ARRAYS.values(), ids=DAMAGED_ARRAYS)
+def test_arrays_that_do_not_fit_the_facts(made, tmp_path, change):
+    _, saved, _ = made
+    shutil.copytree(saved, tmp_path / "run")
+    path = tmp_path / "run" / "arrays.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(path, **{**arrays, **change(arrays)})
+    with pytest.raises(AtlasError, match="damaged"):
+        onnxviz.Atlas.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"format": 4', "null", "[]", '"x"', "\x00"], ids=lambda t: t[:12]
+)
+def test_facts_that_are_no_facts(made, tmp_path, text):
+    _, saved, _ = made
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "atlas.json").write_text(text)
+    with pytest.raises(AtlasError):
+        onnxviz.Atlas.load(tmp_path / "run")

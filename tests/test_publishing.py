@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -222,3 +223,84 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         render.save(np.zeros((4, 4, 3), np.uint8), path)
     assert not path.exists()
+
+
+class Counter(Watcher):
+    """Counts the projections that a former run had drawn."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.before = 0
+
+    def resumed(self, count):
+        if self.task.startswith("Projecting"):
+            self.before += count
+
+
+def _pictures(out: Path) -> dict[Path, bytes]:
+    files = (path for path in (out / "pictures").rglob("*") if path.is_file())
+    return {path.relative_to(out): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch):
+    monkeypatch.setattr("onnxviz.pictures._HITS_IN_MEMORY", 18)
+
+
+@pytest.mark.parametrize("at", [("relu1", 1), ("conv2", 2), ("dense1 (fc1)", 1)])
+def test_a_run_goes_on_drawing_where_it_was_broken_off(task, tmp_path, two_at_a_time, at):
+    whole = tmp_path / "whole"
+    run(task, report=whole)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run(task, report=out, progress=Watcher(out, KeyboardInterrupt(), at))
+    kept = {path: (out / path).stat().st_mtime_ns for path in _pictures(out)}
+    heard = Counter(out)
+    run(task, report=out, progress=heard)
+    assert heard.before > 0
+    assert sum((out / path).stat().st_mtime_ns == time for path, time in kept.items()) > 0
+    assert _pictures(out) == _pictures(whole)
+    again = Counter(out)
+    run(task, report=out, progress=again)
+    assert again.before == 0  # a report that is whole is drawn anew
+
+
+def test_a_run_goes_on_after_a_kill(task, tmp_path, two_at_a_time):
+    """What is on the disk at any moment of drawing is copied, as a kill would leave it, and gone on from."""
+    out, copies = tmp_path / "out", []
+
+    class Copier(Watcher):
+        def advance(self, count=1):
+            super().advance(count)
+            if self.task.startswith("Projecting") and self.steps % 2:
+                copies.append(tmp_path / f"copy{len(copies)}")
+                shutil.copytree(out, copies[-1])
+
+    run(task, report=out, progress=Copier(out))
+    assert len(copies) > 5
+    for copy in copies[1::3]:
+        heard = Counter(copy)
+        run(task, report=copy, progress=heard)
+        assert _pictures(copy) == _pictures(out)
+    assert heard.before > 0
+
+
+@pytest.mark.parametrize("change", [{"method": "guided"}, {"channels": "0-1"}, {"seed": "map"}, {"top": 3}])
+def test_pictures_of_another_job_are_drawn_anew(task, tmp_path, two_at_a_time, change):
+    out, other = tmp_path / "out", tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        run(task, report=out, progress=Watcher(out, KeyboardInterrupt(), ("conv2", 2)))
+    heard = Counter(out)
+    run(task, report=out, progress=heard, **change)
+    run(task, report=other, **change)
+    assert heard.before == 0
+    assert _pictures(out) == _pictures(other)
+
+
+def test_a_montage_is_drawn_whole(task, tmp_path, two_at_a_time):
+    out, other = tmp_path / "out", tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        run(task, report=out, montage=True, progress=Watcher(out, KeyboardInterrupt(), ("conv2", 2)))
+    atlases = [run(task, report=folder, montage=True) for folder in (out, other)]
+    for one in atlases[0].layers:
+        assert (out / one.montage).read_bytes() == (other / one.montage).read_bytes()

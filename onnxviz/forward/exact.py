@@ -19,6 +19,9 @@ Array: TypeAlias = NDArray[Any]
 
 _BITS = 32
 _LOWEST = -5
+_AT_ONCE = 1024
+"""Columns that are worked on at once, so that they stay in the cache."""
+
 PLACES = 9
 """Digits of a sum, the lowest first: float32 numbers are multiples of 2⁻¹⁴⁹ below 2¹²⁸, these reach from 2⁻¹⁶⁰ to 2¹²⁸.
 
@@ -31,19 +34,29 @@ def digits(values: Array) -> Array:
 
     Those of several arrays, added up, are those of all their rows together.
     """
-    found = np.zeros((PLACES, *values.shape[1:]), np.int64)
-    largest = float(np.abs(values).max(initial=0))
+    found = np.zeros((PLACES, values.shape[1]), np.int64)
+    for start in range(0, values.shape[1], _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        _add(values[:, part], found[:, part])
+    return found
+
+
+def _add(values: Array, found: Array) -> None:
+    """Write the sums of some columns into ``found``."""
+    rest = values.astype(np.float64)
+    largest = max(rest.max(initial=0), -rest.min(initial=0))
     if not largest:
-        return found
+        return
     # No number reaches to a digit above this one.
     place = min(max(math.frexp(largest)[1] // _BITS - _LOWEST, 0), PLACES - 1)
-    rest = values.astype(np.float64) * 2.0 ** (-_BITS * (place + _LOWEST))
+    rest *= 2.0 ** (-_BITS * (place + _LOWEST))
+    whole = np.empty_like(rest)
     while True:
-        whole = np.trunc(rest)
+        np.trunc(rest, out=whole)
         found[place] = whole.sum(0)
         rest -= whole
         if not place or not rest.any():
-            return found
+            return
         rest *= 2.0**_BITS
         place -= 1
 

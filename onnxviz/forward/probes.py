@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxviz.errors import ModelError
 from onnxviz.model.graph import Probe
 from onnxviz.model.layers import Layer
 
@@ -98,7 +99,16 @@ def _reshape(*shape: int) -> Step:
 
 def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:
     """The reductions of a layer, each (N, C): ``max``, ``argmax``, ``sum``. NaN and infinity show in the sum."""
-    if not layer.size:
+    if layer.size:
+        found = {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "argmax", "sum")}
+    else:
         vector = outputs[f"{layer.tensor}:vector"]
-        return {"max": vector, "argmax": np.zeros(vector.shape, np.int64), "sum": vector}
-    return {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "argmax", "sum")}
+        found = {"max": vector, "argmax": np.zeros(vector.shape, np.int64), "sum": vector}
+    rows = len(found["max"])
+    if any(array.shape != (rows, layer.channels) for array in found.values()):
+        shapes = ", ".join(str(array.shape) for array in found.values())
+        raise ModelError(
+            f"Layer {layer} gives {shapes} for {rows} images, and {layer.channels} channels for one: it does not treat "
+            "images alike. Choose another layer."
+        )
+    return found

@@ -180,8 +180,8 @@ class Scanner:
 
         Args:
             advanced: called with the number of images that are done more.
-            save: called with what is known, about ``every`` so many seconds, and when the scan is broken off; an
-                `AtlasError` that it raises ends the scan.
+            save: called with what is known, about ``every`` so many seconds, and at the end, also when the scan is
+                broken off; an `AtlasError` that it raises ends the scan.
             skip: called with the name of each image that cannot be read, and why.
 
         Raises:
@@ -203,6 +203,8 @@ class Scanner:
                         save(self.known(tally))
                         saved_at = monotonic()
                     check()
+                if save:
+                    save(self.known(tally))
         except BaseException as error:
             # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
             if save and tally.whole and not isinstance(error, AtlasError):
@@ -341,6 +343,8 @@ def prepared(
         finally:
             for _, future in waiting:
                 future.cancel()
+            if source.hurry:
+                source.hurry()
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,12 @@ class Runner:
                 self._run_fewer(rows, error)
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except MemoryError as error:
+            raise ModelError(
+                f"{self._model.path}: there is not enough memory for what {len(x)} images give."
+            ) from error
 
     def _run(self, x: Array) -> dict[str, Array]:
         if self.fixed is None:

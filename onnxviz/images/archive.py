@@ -103,6 +103,12 @@ class _Zip:
         self.names = tuple(names)
         self.sequential = file.sequential
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None, "_whole": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def facts(self, index: int) -> tuple[int, ...]:
         return self._sizes[index], self._checks[index]
 
@@ -238,6 +244,12 @@ class _CompressedTar:
         self._next = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self.names = self._members.names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tar": None, "_turns": None, "_next": 0, "_kept": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _turns=Turns())
 
     def facts(self, index: int) -> tuple[int, ...]:
         return (self._members.sizes[index],)

@@ -159,6 +159,8 @@ _quiet_filter: tuple[Any, ...] | None = None
 def quiet() -> Iterator[None]:
     """Silence the warnings of Pillow and NumPy about the file at hand, from any number of threads at once.
 
+    Those about the header of an array, which is Python text, come from a file that is called ``<unknown>``.
+
     `warnings.catch_warnings` restores the whole list of filters and is not safe in threads; this counts its
     users, and the last one takes back the one filter that the first one put in.
     """
@@ -166,7 +168,7 @@ def quiet() -> Iterator[None]:
     with _quiet_lock:
         _quiet_users += 1
         if _quiet_users == 1:
-            warnings.filterwarnings("ignore", module=r"(PIL|numpy)\b")
+            warnings.filterwarnings("ignore", module=r"(PIL|numpy)\b|<unknown>")
             _quiet_filter = warnings.filters[0]
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,10 @@ class File(Protocol):
     @property
     def readers(self) -> int | None:
         """Threads that are worth reading in, where that is not a matter of cores."""
+
+    @property
+    def hurry(self) -> Callable[[], None] | None:
+        """Lets reads that are being tried now give up, where reads are tried more than once."""
 
     @property
     def sequential(self) -> bool:
@@ -86,6 +90,10 @@ class Folder(Protocol):
     def readers(self) -> int | None:
         """Threads that are worth reading in, where that is not a matter of cores."""
 
+    @property
+    def hurry(self) -> Callable[[], None] | None:
+        """Lets reads that are being tried now give up, where reads are tried more than once."""
+
     def walk(self) -> Iterator[tuple[str, str | None]]:
         """Relative names with ``/`` of all files that are not hidden, or of what cannot be read with the reason."""
 
@@ -115,6 +123,7 @@ class LocalFile:
     ahead: int = 1 << 17
     readers: int | None = None
     sequential: bool = False
+    hurry: Callable[[], None] | None = None
 
     @property
     def place(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +21,7 @@ __all__ = ["LocalFolder", "find_local"]
 class LocalFolder:
     """The files in a folder and its sub-folders, or of them those that match patterns."""
 
-    readers = None
+    readers = hurry = None
 
     def __init__(self, root: Path, pattern: str | None = None) -> None:
         self.root, self._pattern = str(root), pattern
@@ -87,10 +88,11 @@ def find_local(path: Path) -> LocalFolder | LocalFile | None:
     Raises:
         UsageError: nothing matches a pattern.
     """
-    if path.is_dir():
-        return LocalFolder(path)
-    if path.exists():
-        return LocalFile(path)
+    with suppress(OSError):  # a pattern may be longer than a name can be
+        if path.is_dir():
+            return LocalFolder(path)
+        if path.exists():
+            return LocalFile(path)
     text = path.as_posix()
     if not is_pattern(text):
         return None

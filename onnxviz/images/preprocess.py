@@ -213,7 +213,7 @@ class Preprocess:
         )
 
     def _channels(self, picture: Picture) -> Picture:
-        """The picture with as many channels as the network, colours as RGB, alpha last."""
+        """The picture with as many channels as the network, or one that stands for all; colours as RGB, alpha last."""
         found = picture.shape[2]
         if found == self.channels:
             return picture
@@ -222,7 +222,7 @@ class Preprocess:
         elif found not in (1, 3):
             raise ImageError(f"a picture of {found} channels for a network of {self.channels}")
         if self.order in ("gray", "any"):
-            return np.repeat(_luminance(picture), self.channels, axis=2)
+            return _luminance(picture)  # of which all channels are made in the end
         colours = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
         if self.channels == 3:
             return colours
@@ -252,7 +252,7 @@ class Preprocess:
         return frame
 
     def _normalise(self, picture: Picture) -> NDArray[np.float32]:
-        planes = picture.transpose(2, 0, 1)
+        planes = np.broadcast_to(picture.transpose(2, 0, 1), (self.channels, *picture.shape[:2]))
         if self.order == "bgr":
             planes = planes[::-1] if len(planes) == 3 else planes[[2, 1, 0, 3]]
         values = planes.astype(np.float32, order="C")

@@ -1,180 +1,32 @@
-"""Files and folders behind a URL, through fsspec: read in parts, patiently, with secrets masked."""
+"""Files and folders behind a URL, through fsspec: read in parts, in many threads, wherever they lie."""
 
 from __future__ import annotations
 
 import hashlib
-import http
-import random
-import re
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from onnxviz.errors import ImageError, UsageError
+from onnxviz.images import store as patience
 from onnxviz.images.fingerprint import SizeAndTime
 from onnxviz.images.patterns import braces, is_glob, leading, literal_folder, matcher
-from onnxviz.images.streamed import Streamed
+from onnxviz.images.store import NoPartsError, NotThereError, Store, open_store
+from onnxviz.images.urls import masked
 
-__all__ = ["RemoteFile", "RemoteFolder", "find_remote", "is_url", "masked"]
+__all__ = ["READERS", "RemoteFile", "RemoteFolder", "find_remote"]
 
 T = TypeVar("T")
 
 READERS = 32
 """Threads that read: most of their time they wait for an answer."""
 
-PAUSES = (0.25, 0.5, 1.0, 2.0)
-"""Seconds to wait before each further try."""
-
-CONNECT_SECONDS, SILENT_SECONDS = 30, 60
-"""How long an HTTP server may take to accept a connection, and to send anything more."""
-
-_URL = re.compile(r"(?:[\w+.-]+::)*[\w+.-]+://")
-_WEB = ("http", "https")
-_PACKAGES = {
-    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp",
-    "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs", "adl": "adlfs", "hf": "huggingface_hub", "sftp": "paramiko",
-    "ssh": "paramiko", "smb": "smbprotocol", "oci": "ocifs", "oss": "ossfs", "dvc": "dvc",
-}  # fmt: skip
-_LASTING = (
-    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError),
-    *(ValueError, TypeError, LookupError, AttributeError),
-)
-_BUSY = (408, 425, 429)
 _VERSIONS = (
     "ETag", "etag", "md5Hash", "crc32c", "Content-MD5", "Digest", "checksum", "generation", "VersionId", "LastModified",
     "last_modified", "Last-Modified", "updated", "modified", "mtime", "created",
 )  # fmt: skip
-
-
-class NotThereError(ImageError):
-    """What was asked for is not there, or not for us; asking again is no use."""
-
-
-def is_url(place: object) -> bool:
-    """Whether this names a place as fsspec does: ``s3://bucket/photos``, ``zip://*.jpg::https://…``."""
-    return isinstance(place, str) and _URL.match(place) is not None
-
-
-def masked(text: str) -> str:
-    """A text without the secrets of the URLs in it: user, password and query, where keys and tokens stand."""
-    text = re.sub(r"(\w://)[^/\s'\"]*@", r"\1***@", text)
-    return re.sub(r"(\w://[^\s?'\"<>]*)\?(?:[^\s'\"<>:)]|:(?=[^\s:])|\)(?=\S))+", r"\1?***", text)
-
-
-class NoPartsError(NotThereError):
-    """The server gives whole files only."""
-
-
-class Store:
-    """A file system of fsspec's. What fails in passing is tried again a few times."""
-
-    def __init__(self, system: Any, protocol: str) -> None:
-        self.system = system
-        self.web = protocol in _WEB
-        # Those that are not asynchronous have one connection, or files that are shared.
-        self._lock = nullcontext() if getattr(system, "async_impl", False) else threading.Lock()
-
-    def ask(self, action: Callable[[], T]) -> T:
-        """What an action on the file system gives.
-
-        Raises:
-            NotThereError: it fails for good.
-            ImageError: it failed as often as was tried. The message does not name the place.
-        """
-        for pause in (*PAUSES, None):
-            try:
-                with self._lock:
-                    return action()
-            except ImageError:
-                raise
-            except Exception as raised:  # each file system raises what its own libraries do
-                error = _own(raised)
-                if not _passing(error):
-                    raise NotThereError(_reason(error)) from raised
-                if pause is None:
-                    raise ImageError(f"{_reason(error)}, tried {len(PAUSES) + 1} times") from raised
-            # At odd times, so that threads that were refused together do not come back together.
-            time.sleep(pause * random.uniform(0.75, 1.25))
-        raise AssertionError("the last try returns or raises")
-
-    def part(self, path: str, start: int, length: int, size: int) -> bytes:
-        """So many bytes of a file of known size."""
-
-        def action() -> bytes:
-            if not length:
-                return b""
-            if self.web:
-                # Unlike cat_file it notices a server that sends the whole file whatever part it is asked for.
-                with self.system.open(path, size=size, cache_type="none") as file:
-                    file.seek(start)
-                    data: bytes = file.read(length)
-            else:
-                data = self.system.cat_file(path, start=start, end=start + length)
-            return _complete(data, length)
-
-        try:
-            return self.ask(action)
-        except NotThereError as error:
-            if "range requests" in str(error):  # in the words of fsspec's HTTPFile
-                raise NoPartsError(str(error)) from error
-            raise
-
-    def stream(self, path: str) -> Streamed:
-        """A file of a web server as a stream."""
-        return Streamed(lambda: self.system.open(path, block_size=0))
-
-    def whole(self, path: str, size: int | None) -> bytes:
-        """All bytes of a file."""
-
-        def action() -> bytes:
-            return _complete(self.system.cat_file(path), size)
-
-        return self.ask(action)
-
-
-def _complete(data: bytes, length: int | None) -> bytes:
-    if length is not None and len(data) != length:
-        raise EOFError(f"{len(data):,} of {length:,} bytes came")
-    return data
-
-
-def _own(error: Exception) -> BaseException:
-    """What really went wrong: fsspec says of any failure over HTTP that there is no such file."""
-    cause = error.__cause__
-    return cause if isinstance(error, FileNotFoundError) and cause is not None else error
-
-
-def _status(error: BaseException) -> int | None:
-    for name in ("status", "code"):
-        if isinstance(found := getattr(error, name, None), int) and 100 <= found < 600:
-            return found
-    return None
-
-
-def _passing(error: BaseException) -> bool:
-    status = _status(error)
-    if status is not None:
-        return status >= 500 or status in _BUSY
-    return not isinstance(error, _LASTING)
-
-
-def _reason(error: BaseException) -> str:
-    status = _status(error)
-    if status == 404 or isinstance(error, FileNotFoundError):
-        return "no such file or folder"
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return "access denied; log in, or check the name"
-    if status is not None:
-        try:
-            return f"{status} {http.HTTPStatus(status).phrase}"
-        except ValueError:
-            return f"status {status}"
-    return masked(" ".join(str(error).split())) or type(error).__name__
 
 
 class RemoteFile:
@@ -184,12 +36,13 @@ class RemoteFile:
     readers = READERS
 
     def __init__(self, store: Store, path: str, place: str, info: Mapping[str, Any]) -> None:
-        self._store, self._path = store, path
+        self.store, self._path = store, path
+        self.hurry = store.hurry
         self._size, self.version = _size(info), _version(info)
         self.place = self.title = place
         self.name = _last(path, store.web)
         self.is_image = str(info.get("mimetype", "")).startswith("image/")
-        self._stream = store.stream(path) if store.web and info.get("partial") is False else None
+        self._stream = store.stream(path, self._size) if store.web and info.get("partial") is False else None
 
     @property
     def size(self) -> int:
@@ -212,11 +65,11 @@ class RemoteFile:
         """
         if self._stream is None:
             try:
-                return _told(lambda: self._store.part(self._path, start, length, self.size))
+                return _told(lambda: self.store.part(self._path, start, length, self.size))
             except NoPartsError:
-                self._stream = self._stream or self._store.stream(self._path)
+                self._stream = self._stream or self.store.stream(self._path, self._size)
         stream = self._stream
-        return _told(lambda: self._store.ask(lambda: stream.read(start, length)))
+        return _told(lambda: self.store.ask(lambda: stream.read(start, length)))
 
     @property
     def sequential(self) -> bool:
@@ -234,7 +87,7 @@ class RemoteFile:
         Raises:
             ImageError: they cannot be read. The message does not name the file.
         """
-        return _told(lambda: self._store.whole(self._path, self._size))
+        return _told(lambda: self.store.whole(self._path, self._size))
 
 
 class RemoteFolder:
@@ -245,7 +98,8 @@ class RemoteFolder:
     def __init__(
         self, store: Store, root: str, place: str, found: Iterable[tuple[str, Mapping[str, Any]]]
     ) -> None:
-        self._store, self._root = store, root.rstrip("/")
+        self.store, self._root = store, root.rstrip("/")
+        self.hurry = store.hurry
         self.place = self.title = place
         # Of a million files: sizes, versions as short digests, and paths only where they are not root and name.
         self._entries: dict[str, tuple[int | None, int | None, str | None]] = {}
@@ -271,7 +125,7 @@ class RemoteFolder:
             ImageError: it cannot be read. The message does not name it.
         """
         size, _, path = self._entries[name]
-        return _told(lambda: self._store.whole(path or f"{self._root}/{name}", size))
+        return _told(lambda: self.store.whole(path or f"{self._root}/{name}", size))
 
     def file(self, name: str) -> RemoteFile:
         """A file, to be read in parts.
@@ -283,8 +137,8 @@ class RemoteFolder:
         path = path or f"{self._root}/{name}"
         info: dict[str, Any] = {"size": size}
         if size is None:  # listings of web servers have no sizes
-            info = _told(lambda: self._store.ask(lambda: self._store.system.info(path)))
-        file = RemoteFile(self._store, path, f"{self.place}: {name}", info)
+            info = _told(lambda: self.store.ask(lambda: self.store.system.info(path)))
+        file = RemoteFile(self.store, path, f"{self.place}: {name}", info)
         file.version = file.version if version is None else version
         return file
 
@@ -312,11 +166,14 @@ def find_remote(url: str) -> RemoteFolder | RemoteFile:
     """
     shown = masked(url)
     try:
-        return _find(url, shown)
+        found = _find(url, shown)
     except NotThereError as error:
         raise UsageError(f"{shown}: {error}") from error
     except ImageError as error:
         raise ImageError(f"{shown}: cannot be reached ({error})") from error
+    found.store.system.invalidate_cache()  # else it would keep the whole listing in memory
+    found.store.pauses = patience.PAUSES
+    return found
 
 
 def _find(url: str, shown: str) -> RemoteFolder | RemoteFile:
@@ -325,63 +182,22 @@ def _find(url: str, shown: str) -> RemoteFolder | RemoteFile:
         urls = braces(url)
     except ValueError as error:
         raise NotThereError(str(error)) from error
-    store, path = _opened(urls[0], shown)
+    store, path = open_store(urls[0], shown)
+    store.system.invalidate_cache()  # what it listed before may have changed
     if len(urls) == 1 and not is_glob(path, queries=web):
         return _one(store, path, shown)
     found: dict[str, Any] = {}
-    paths = [path] if len(urls) == 1 else [_opened(one, shown)[1] for one in urls]
+    paths = [path] if len(urls) == 1 else [open_store(one, shown)[1] for one in urls]
     with ThreadPoolExecutor(READERS, "onnxviz-find") as pool:
         for one in pool.map(lambda path: _matching(store, path, web), paths):
             found.update(one)
     if not found:
         raise NotThereError("no file matches this")
-    root = literal_folder(_opened(url, shown)[1])
+    root = literal_folder(open_store(url, shown)[1])
     if len(found) == 1:
         (only,) = found
         return RemoteFile(store, only, masked(only) if store.web else shown, found[only])
     return RemoteFolder(store, root, shown, found.items())
-
-
-def _opened(url: str, shown: str) -> tuple[Store, str]:
-    """A file system and a path in it."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise UsageError(f"{shown}: URLs need fsspec; pip install 'onnxviz[remote]'") from error
-    protocol = url.partition("://")[0].lower()
-    options = {name: _web_options() for name in _WEB if f"{name}://" in url}
-    try:
-        system, path = fsspec.core.url_to_fs(url, **options)
-    except ImportError as error:
-        raise UsageError(f"{shown}: {_missing_package(url, error)}") from error
-    except (
-        Exception
-    ) as error:  # fsspec raises ValueError for unknown protocols, and what its file systems raise
-        reason = _reason(_own(error))
-        raise NotThereError(f"cannot be opened ({reason})" if _passing(_own(error)) else reason) from error
-    return Store(system, protocol), str(path)
-
-
-def _missing_package(url: str, error: ImportError) -> str:
-    known = [_PACKAGES[name] for name in re.findall(r"([\w+.-]+)://", url) if name in _PACKAGES]
-    package = next((name for name in known if name != "aiohttp"), known[0] if known else None)
-    if package is None:
-        return masked(str(error))
-    return f"{url.partition('://')[0]}:// needs a package that is not installed; pip install {package}"
-
-
-def _web_options() -> dict[str, Any]:
-    """Without compression in transit: parts of a file are of its own bytes."""
-    try:
-        import aiohttp
-        import fsspec
-    except ImportError:
-        return {}
-    if any("client_kwargs" in fsspec.config.conf.get(name, {}) for name in _WEB):
-        return {}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)
-    headers = {"Accept-Encoding": "identity"}
-    return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
 
 
 def _one(store: Store, path: str, shown: str) -> RemoteFolder | RemoteFile:
@@ -402,9 +218,11 @@ def _is_folder(store: Store, path: str, info: Mapping[str, Any]) -> bool:
 
 def _listed(store: Store, path: str, shown: str) -> RemoteFolder:
     """A folder with all below it."""
-    made = RemoteFolder(store, path, shown, _below(store, path).items())
-    store.system.invalidate_cache()  # else it would keep the whole listing in memory
-    return made
+    if store.web and "?" in path:
+        raise NotThereError(
+            "a folder behind a query cannot be listed; name the files, as {1..9}.jpg or {a,b}.jpg"
+        )
+    return RemoteFolder(store, path, shown, _below(store, path).items())
 
 
 def _below(store: Store, path: str, pattern: str | None = None) -> dict[str, Any]:

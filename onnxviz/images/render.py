@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from onnxviz.images.fitting import inscribed
+from onnxviz.output import writing
 
 __all__ = [
     "MAT",
@@ -46,11 +48,22 @@ def projection_limit(p: Array, saturated: float = SATURATED) -> float:
     With a share of 0, and where values are few, it is max |p|. Zeros do not count, so a projection has the
     same limit in its receptive field and on the whole frame.
     """
-    sizes = np.abs(np.asarray(p, np.float32)).ravel(order="K")
+    sizes = np.abs(finite(p)).ravel(order="K")
     count = np.count_nonzero(sizes)
     if not count:
         return 0.0
     return float(_largest(sizes, int(saturated * count)))
+
+
+def finite(values: Array) -> NDArray[np.float32]:
+    """Values as float32 that can be drawn: what is no number is 0, and infinity the largest of the others."""
+    values = np.asarray(values, np.float32)
+    fine = np.isfinite(values)
+    if fine.all():
+        return values
+    most = float(np.abs(values[fine]).max(initial=0)) or 1.0
+    drawn: NDArray[np.float32] = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most)
+    return drawn
 
 
 def _largest(values: Array, rank: int) -> Any:
@@ -66,9 +79,9 @@ def projection_rgb(p: Array, largest: float | None = None) -> NDArray[np.uint8]:
     """A signed projection (H, W, 3 or 1) as (H, W, 3): zero is exactly 128, ±``largest`` is 128 ± 127.
 
     ``largest`` defaults to `projection_limit`; give one to draw several on a common scale. Values beyond are
-    clipped. All zeros are plain grey.
+    clipped. All zeros are plain grey, as is what is no number.
     """
-    values = np.asarray(p, np.float32)
+    values = finite(p)
     peak = projection_limit(values) if largest is None else largest
     scaled = values / np.float32(peak) if peak > 0 else np.zeros_like(values)
     np.clip(scaled, -1, 1, out=scaled)
@@ -83,7 +96,7 @@ def heatmap(a: Array, largest: float | None = None) -> NDArray[np.uint8]:
 
     ``largest`` defaults to the map's maximum.
     """
-    values = np.asarray(a, np.float32)
+    values = finite(a)
     peak = float(values.max(initial=0.0)) if largest is None else largest
     share = np.clip(values / np.float32(peak), 0, 1) if peak > 0 else np.zeros_like(values)
     share *= _BRIGHTEST
@@ -194,11 +207,14 @@ def save(picture: Array, path: Path, *, lossless: bool = False, quality: int = 8
     """Write a picture as the format that the file's ending names: .webp, .png or .jpg; no half of one is left."""
     kind = path.suffix.lower().removeprefix(".").replace("jpg", "jpeg")
     content = encode(picture, kind, lossless=lossless, quality=quality)
-    try:
-        path.write_bytes(content)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
+    partial = path.with_name(f".part-{path.name}")
+    with writing(path):
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)  # noqa: PTH105 (Path.replace builds a new Path a file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def alike(cards: Sequence[Array], height: int) -> list[Array]:

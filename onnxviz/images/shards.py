@@ -58,6 +58,12 @@ class Shards:
         images = [name for name, _, member in self.entries if member >= 0]
         self.repeated = len(names) > 1 and len(set(images)) < len(images)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_reading")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _reading=OrderedDict())
+
     def shown(self, entry: Entry) -> str:
         """The name of an image, which no other image has."""
         name, number, member = entry

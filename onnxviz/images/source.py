@@ -23,9 +23,10 @@ from onnxviz.images.files import File, Folder, LocalFile, Opened
 from onnxviz.images.fingerprint import Fingerprint, Row, fingerprint, sampled_bytes
 from onnxviz.images.folder import find_local
 from onnxviz.images.patterns import matcher
-from onnxviz.images.remote import RemoteFile, find_remote, is_url, masked
+from onnxviz.images.remote import RemoteFile, find_remote
 from onnxviz.images.rows import Rows
 from onnxviz.images.shards import NotAnArchiveError, Shards
+from onnxviz.images.urls import is_url, masked
 
 if TYPE_CHECKING:
     from onnxviz.images.preprocess import Preprocess
@@ -83,7 +84,11 @@ class Source:
     """A data set: its samples in a fixed order, and what to call it (``"photos/ (1,203 images)"``).
 
     ``rows`` describes it to `fingerprint` where more is known than names and labels. ``readers`` are the threads that
-    are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for.
+    are worth reading in, where that is not a matter of cores: data that lies elsewhere is waited for. ``hurry``, where
+    there is one, lets reads that are being tried now give up instead of trying on.
+
+    What `open_source` opened can be pickled, with its listing, so that other processes need not list and index anew;
+    files must lie in the same places for them. The secrets of a URL go along.
     """
 
     description: str
@@ -91,6 +96,7 @@ class Source:
     builtin: bool = False
     rows: Callable[[], Iterable[Row]] | None = field(default=None, repr=False, compare=False)
     readers: int | None = None
+    hurry: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def fingerprint(self) -> Fingerprint:
         """What tells this data set from another or a changed one; works it out anew, as things are now.
@@ -131,7 +137,7 @@ def open_source(
     """
     labels = labels or {}
     if isinstance(place, str) and (chain := re.fullmatch(r"(?:zip|tar)://(.*?)::(.+)", place, re.DOTALL)):
-        return _members(masked(place), _find(chain[2]), matcher(chain[1]), labels, preprocess)
+        return _chosen(masked(place), _find(chain[2]), matcher(chain[1]), labels, preprocess)
     found = _find(place)
     if isinstance(found, LocalFile | RemoteFile):
         return _file(found, labels, preprocess)
@@ -139,6 +145,8 @@ def open_source(
 
 
 def _find(place: str | Path) -> LocalFile | RemoteFile | Folder:
+    if place in ("", "file://"):
+        raise UsageError(f"No place of images is named; give {ACCEPTED}")
     if is_url(place) and not str(place).startswith(("file://", "local://")):
         return find_remote(str(place))
     path = Path(str(place).partition("://")[2]) if is_url(place) else Path(place)
@@ -155,9 +163,7 @@ def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: P
     if suffix in SUFFIXES or (isinstance(file, RemoteFile) and file.is_image):
         name = _printable(file.name)
         sample = Sample(name, None, partial(_read, file.whole, name, preprocess))
-        return Source(
-            _printable(file.title), (sample,), rows=lambda: [(("image", sampled_bytes(file)), file.version)]
-        )
+        return Source(_printable(file.title), (sample,), rows=partial(_rows_of_image, file))
     try:
         shards = Shards([file.name], lambda _: file)
     except NotAnArchiveError:
@@ -165,10 +171,14 @@ def _file(file: LocalFile | RemoteFile, labels: Mapping[str, str], preprocess: P
             raise
         kind = suffix or "a file without an ending"
         raise UsageError(f"{file.place}: {kind} holds no images; give {ACCEPTED}") from None
-    return _archives(file.place, file.title, shards, file.readers, labels, preprocess)
+    return _archives(file.place, file.title, shards, file, labels, preprocess)
 
 
-def _members(
+def _rows_of_image(file: File) -> Iterable[Row]:
+    yield ("image", sampled_bytes(file)), file.version
+
+
+def _chosen(
     title: str,
     found: LocalFile | RemoteFile | Folder,
     chosen: re.Pattern[str],
@@ -183,7 +193,7 @@ def _members(
         if not names:
             raise NoImagesError(f"{found.place}: no archive; expected zip or tar")
         shards = Shards(names, found.file, chosen)
-    return _archives(title, title, shards, found.readers, labels, preprocess)
+    return _archives(title, title, shards, found, labels, preprocess)
 
 
 def index_labels(names: Sequence[str]) -> dict[str, str]:
@@ -273,37 +283,47 @@ def _folder(folder: Folder, labels: Mapping[str, str], preprocess: Preprocess | 
 
     if archives and not names:
         shards = Shards(sorted([*archives, *unreadable], key=natural_key), archive_of)
-        return _archives(folder.place, folder.title, shards, folder.readers, labels, preprocess)
+        return _archives(folder.place, folder.title, shards, folder, labels, preprocess)
     names = sorted([*names, *unreadable], key=natural_key)
     if not names:
         raise NoImagesError(_nothing(folder.place, ignored))
 
-    def make(index: int) -> Sample:
-        name = names[index]
-        shown = _printable(name)
-        if name in unreadable:
-            return Sample(shown, None, partial(_refuse, f"{shown}: {unreadable[name]}"))
-        read = partial(_read, partial(folder.read, name), shown, preprocess)
-        return Sample(shown, _label(shown, labels), read)
-
-    samples = Listing(make, range(len(names)))
-
-    def rows() -> Iterator[Row]:
-        for sample, name, (size, version) in zip(
-            samples, names, folder.sizes_and_versions(names), strict=True
-        ):
-            known = name not in unreadable
-            yield (sample.name, sample.label, size if known else None), version if known else None
-
+    files = _Files(folder, names, unreadable, labels, preprocess)
+    samples = Listing(files.sample, range(len(names)))
     description = _describe(_printable(folder.title), len(names), ignored)
-    return Source(description, samples, rows=rows, readers=folder.readers)
+    return Source(description, samples, rows=files.rows, readers=folder.readers, hurry=folder.hurry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The images in a folder, in order."""
+
+    folder: Folder
+    names: list[str]
+    unreadable: dict[str, str]
+    labels: Mapping[str, str]
+    preprocess: Preprocess | None
+
+    def sample(self, index: int) -> Sample:
+        name = self.names[index]
+        shown = _printable(name)
+        if name in self.unreadable:
+            return Sample(shown, None, partial(_refuse, f"{shown}: {self.unreadable[name]}"))
+        read = partial(_read, partial(self.folder.read, name), shown, self.preprocess)
+        return Sample(shown, _label(shown, self.labels), read)
+
+    def rows(self) -> Iterator[Row]:
+        found = self.folder.sizes_and_versions(self.names)
+        for index, (name, (size, version)) in enumerate(zip(self.names, found, strict=True)):
+            sample, known = self.sample(index), name not in self.unreadable
+            yield (sample.name, sample.label, size if known else None), version if known else None
 
 
 def _archives(
     place: str,
     title: str,
     shards: Shards,
-    readers: int | None,
+    found: File | Folder,
     labels: Mapping[str, str],
     preprocess: Preprocess | None,
 ) -> Source:
@@ -315,51 +335,78 @@ def _archives(
         entries.sort(key=lambda entry: natural_key(shards.shown(entry)))
     shared = f"{top}/" if len(tops) == 1 and (top := next(iter(tops))) is not None else ""
 
-    def make(index: int) -> Sample:
-        entry = entries[index]
-        shown = _printable(shards.shown(entry))
-        label = _label(_printable(entry[0].removeprefix(shared)), labels) if entry[2] >= 0 else None
-        return Sample(shown, label, partial(_read, partial(shards.read, entry), shown, preprocess))
-
-    samples = Listing(make, range(len(entries)))
-
-    def rows() -> Iterator[Row]:
-        for sample, entry in zip(samples, entries, strict=True):
-            yield (sample.name, sample.label, *shards.facts(entry)), None
-        yield from (((), version) for version in shards.versions())
-
-    readers = None if shards.sequential else readers  # more would wait for one another
+    members = _Members(shards, shared, labels, preprocess)
+    samples = Listing(members.sample, range(len(entries)))
+    readers = None if shards.sequential else found.readers  # more would wait for one another
     description = _describe(_printable(title), len(entries), shards.ignored)
-    return Source(description, samples, rows=rows, readers=readers)
+    return Source(description, samples, rows=members.rows, readers=readers, hurry=found.hurry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The images in archives, in order; ``shared`` is the folder, with ``/``, that all of them are in."""
+
+    shards: Shards
+    shared: str
+    labels: Mapping[str, str]
+    preprocess: Preprocess | None
+
+    def sample(self, index: int) -> Sample:
+        entry = self.shards.entries[index]
+        shown = _printable(self.shards.shown(entry))
+        label = _label(_printable(entry[0].removeprefix(self.shared)), self.labels) if entry[2] >= 0 else None
+        return Sample(shown, label, partial(_read, partial(self.shards.read, entry), shown, self.preprocess))
+
+    def rows(self) -> Iterator[Row]:
+        for index, entry in enumerate(self.shards.entries):
+            sample = self.sample(index)
+            yield (sample.name, sample.label, *self.shards.facts(entry)), None
+        yield from (((), version) for version in self.shards.versions())
 
 
 def _arrays(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> Source:
-    path = file.place
     array, marks, note = _load_arrays(file)
     if array.ndim not in (3, 4) or array.dtype.kind not in "buif":
         raise ImageError(
-            f"{path}: an array of shape {array.shape} and type {array.dtype}; "
+            f"{file.place}: an array of shape {array.shape} and type {array.dtype}; "
             "expected numbers of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
         )
     if 0 in array.shape:
-        raise NoImagesError(f"{path}: the array has shape {array.shape}, so there is no image in it")
+        raise NoImagesError(f"{file.place}: the array has shape {array.shape}, so there is no image in it")
+    slices = _Slices(file, array, marks, labels)
+    samples = Listing(slices.sample, range(len(array)))
+    description = f"{_printable(file.title)} ({_images(len(array))}{note})"
+    return Source(description, samples, rows=slices.rows, readers=file.readers, hurry=file.hurry)
 
-    def make(index: int) -> Sample:
-        name = f"{title}[{index}]"
-        label = None if marks is None else _mark(marks[index])
-        label = label if label is None else labels.get(label, label)
-        return Sample(name, label, partial(_read_array, array, index, name))
 
-    count, title = len(array), _printable(file.name)
-    samples = Listing(make, range(count))
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    """The images in an array, in order, and their labels."""
 
-    def rows() -> Iterator[Row]:
-        yield ("array", array.shape, array.dtype.str, sampled_bytes(file)), file.version
-        if marks is not None:
-            yield from (((sample.label,), None) for sample in samples)
+    file: LocalFile | RemoteFile
+    array: NDArray[Any] | Rows
+    marks: NDArray[Any] | None
+    labels: Mapping[str, str]
 
-    description = f"{_printable(file.title)} ({_images(count)}{note})"
-    return Source(description, samples, rows=rows, readers=file.readers)
+    def sample(self, index: int) -> Sample:
+        name = f"{_printable(self.file.name)}[{index}]"
+        label = None if self.marks is None else _mark(self.marks[index])
+        label = label if label is None else self.labels.get(label, label)
+        return Sample(name, label, partial(_read_array, self.array, index, name))
+
+    def rows(self) -> Iterator[Row]:
+        yield ("array", self.array.shape, self.array.dtype.str, sampled_bytes(self.file)), self.file.version
+        if self.marks is not None:
+            yield from (((self.sample(index).label,), None) for index in range(len(self.array)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Opened anew where it is unpickled: a mapped array would go along as all of its values."""
+        return _slices, (self.file, self.labels)
+
+
+def _slices(file: LocalFile | RemoteFile, labels: Mapping[str, str]) -> _Slices:
+    array, marks, _ = _load_arrays(file)
+    return _Slices(file, array, marks, labels)
 
 
 def _is_array(path: Path) -> bool:
@@ -384,22 +431,23 @@ def _load_arrays(
             with opened, np.load(opened, allow_pickle=False) as loaded:
                 named = next((name for name in IMAGE_ARRAYS if name in loaded.files), None)
                 names = loaded.files if named is None else [named]
-                array = next((value for name in names if (value := loaded[name]).ndim >= 3), None)
+                array = next((value for name in names if (value := np.asarray(loaded[name])).ndim >= 3), None)
                 if array is None:
-                    shapes = ", ".join(f"{name} {loaded[name].shape}" for name in loaded.files[:8])
+                    shapes = ", ".join(f"{name} {np.shape(loaded[name])}" for name in loaded.files[:8])
                     raise NoImagesError(
                         f"{path}: no array of images, only {shapes or 'nothing'}; call them x"
                     )
                 name = next((name for name in LABEL_ARRAYS if name in loaded.files), None)
-                marks = None if name is None else loaded[name]
+                marks = None if name is None else np.asarray(loaded[name])  # bytes, where it is no array
     except NoImagesError:
         raise
     except (
         Exception
     ) as error:  # NumPy's readers raise whatever a broken header or zip makes them stumble over
-        raise ImageError(
-            f"{path}: cannot be read as a NumPy array file ({error or type(error).__name__})"
-        ) from error
+        reason = str(error) or type(error).__name__
+        if "pickle" in reason or "object" in reason.lower():
+            reason = "it holds Python objects, which could run code; only arrays of numbers are read"
+        raise ImageError(f"{path}: cannot be read as a NumPy array file ({reason})") from error
     if marks is not None and marks.shape != array.shape[:1]:
         return array, None, f"; {name} of shape {marks.shape} is not one label an image, ignored"
     return array, marks, ""

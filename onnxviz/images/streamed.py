@@ -25,6 +25,9 @@ class Streamed:
         self._start = 0
         self._turns = Turns()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Streamed, (self._opening,)
+
     def read(self, start: int, length: int) -> bytes:
         """Exactly these bytes.
 

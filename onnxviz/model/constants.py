@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxviz.model.soundness import check_sizes, understood
+
 if TYPE_CHECKING:
     from onnxviz.model.graph import ModelFile
 
@@ -104,4 +106,7 @@ class Constants(Mapping[str, np.ndarray]):
         node = self._model.graph.producer[name]
         if node.kind != "ConstantOfShape":
             return None
-        return np.full(tuple(int(d) for d in self[node.inputs[0]]), self._model.fill(name))
+        with understood(node):
+            shape = tuple(int(d) for d in self[node.inputs[0]])
+        check_sizes({name: shape}, self._model.path)
+        return np.full(shape, self._model.fill(name))

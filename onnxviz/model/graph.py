@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.shape_inference
 import onnx.version_converter
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
@@ -27,6 +26,7 @@ from onnxviz.errors import ModelError, UsageError
 from onnxviz.model.constants import Constants
 from onnxviz.model.external import ExternalFiles
 from onnxviz.model.feeds import fit
+from onnxviz.model.inference import infer_shapes
 from onnxviz.model.inline import (
     CONTROL_FLOW,
     Facts,
@@ -40,7 +40,7 @@ from onnxviz.model.inline import (
 from onnxviz.model.lrn import MOST_CHANNELS, spell_out_lrn
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
 from onnxviz.model.sizes import shape_only, value_sized
-from onnxviz.model.soundness import BITS
+from onnxviz.model.soundness import BITS, check_sizes
 from onnxviz.runtime import error_line, open_session, trial_options
 
 __all__ = [
@@ -212,12 +212,19 @@ class ModelFile:
         self._inputs = list(proto.graph.input)
         self._outputs = list(proto.graph.output)
         self._files = ExternalFiles(self.folder)
+        # The last shapes asked for, which may take long to work out: of these nodes, for these inputs.
+        self._asked: tuple[object, Mapping[str, Shape], dict[str, tuple[int | None, ...]]] | None = None
         self._feed(feeds or {})
         taken = (*(v.name for v in self._inputs), *self.initializers)
         make_names_unique(lifted.nodes, taken)
         self._nodes: list[onnx.NodeProto] = in_order([*lifted.nodes, *_real_values(lifted.nodes)])
         self.graph = self._read_graph()
         self.constants = Constants(self)
+        computed = [name for name in self.constants if name not in self.initializers]
+        if any(node.op == "Slice" for node in self.graph.nodes if node.output in self.constants):
+            self._infer(
+                self._light(computed, {})
+            )  # before onnxruntime does, which a Slice may end: see `inference`
         self._inline({}, None)
 
     @cached_property
@@ -411,16 +418,13 @@ class ModelFile:
 
     def shapes(self, feeds: Mapping[str, Shape]) -> dict[str, tuple[int | None, ...]]:
         """Shapes of all tensors that onnx's shape inference can tell, for inputs of the given shapes."""
-        inferred = self._inferred(feeds)
-        found: dict[str, tuple[int | None, ...]] = {}
-        for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-            if value.type.tensor_type.HasField("shape"):
-                found[value.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
-                )
+        if self._asked is not None and self._asked[0] is self._nodes and self._asked[1] == feeds:
+            return dict(self._asked[2])
+        found = _stated_shapes(self._inferred(feeds))
         for name, tensor in self.initializers.items():
             found[name] = tuple(tensor.dims)
-        return found
+        self._asked = (self._nodes, dict(feeds), found)
+        return dict(found)
 
     def _inferred(self, feeds: Mapping[str, Shape]) -> onnx.ModelProto:
         """The model without weights, with the types and shapes that shape inference finds."""
@@ -434,10 +438,23 @@ class ModelFile:
                 )
             elif info.name not in self.initializers:
                 model.graph.input.append(info)
+                for dim in model.graph.input[-1].type.tensor_type.shape.dim:
+                    if dim.dim_value < 0:  # as older exporters write what is open
+                        dim.Clear()
         declare(model.graph, self.initializers)
         model.graph.node.extend(self._nodes)
+        return self._infer(model)
+
+    def _infer(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        def stated(inferred: onnx.ModelProto) -> Mapping[str, tuple[int | None, ...]]:
+            found = _stated_shapes(inferred)
+            check_sizes(found, self.path)
+            return found
+
         try:
-            return onnx.shape_inference.infer_shapes(model, data_prop=True)
+            return infer_shapes(model, stated)
+        except ModelError:
+            raise
         except Exception as error:  # the C++ checker's own error types
             raise ModelError(f"{self.path}: its shapes cannot be worked out: {first_line(error)}") from error
 
@@ -537,6 +554,8 @@ class ModelFile:
         Raises:
             ModelError: onnxruntime cannot compute them, or not in the memory and time that there is for it.
         """
+        if known and any(node.op == "Slice" for node in self.graph.nodes):
+            self._infer(self._light(names, known))
         session = open_session(self.cut(names, known=known), self.path, trial=True)
         try:
             with trial_options() as options:
@@ -547,10 +566,32 @@ class ModelFile:
             ) from error
         return [np.asarray(value) for value in values]
 
+    def _light(self, names: Sequence[str], known: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+        """What `cut` makes, without large weights."""
+        needed = self.graph.ancestors(names, known)
+        model = self._skeleton()
+        weights = {name: tensor for name, tensor in self.initializers.items() if name in needed}
+        weights |= {name: numpy_helper.from_array(known[name], name) for name in needed if name in known}
+        declare(model.graph, weights)
+        nodes = (node for node in self._nodes if not needed.isdisjoint(node.output))
+        model.graph.node.extend(node for node in nodes if not any(name in known for name in node.output))
+        return model
+
     def _skeleton(self) -> onnx.ModelProto:
         model = onnx.ModelProto()
         model.CopyFrom(self._header)
         return model
+
+
+def _stated_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of inputs, outputs and other tensors, as the message states them."""
+    return {
+        value.name: tuple(
+            d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+        )
+        for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -560,7 +601,9 @@ def _real_values(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
             "DequantizeLinear", [node.output[0], *node.input[6:8]], [node.output[0] + REAL_VALUES]
         )
         for node in nodes
-        if node.op_type in ("QLinearConv", "QLinearMatMul") and node.domain in ("", "ai.onnx")
+        if node.op_type in ("QLinearConv", "QLinearMatMul")
+        and node.domain in ("", "ai.onnx")
+        and any(node.output)
     ]
 
 

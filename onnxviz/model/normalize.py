@@ -58,7 +58,8 @@ def normalize(graph: Graph, constants: Constants, opset: int) -> Graph:
 
 def _constant(node: Node, index: int, constants: Constants) -> np.ndarray | None:
     if len(node.inputs) > index and node.inputs[index] in constants:
-        return constants[node.inputs[index]]
+        value = constants[node.inputs[index]]
+        return None if value.dtype.kind == "c" else value
     return None
 
 

@@ -40,14 +40,17 @@ def check_sound(proto: onnx.ModelProto, path: Path) -> None:
         ModelError: naming the first part of which that is not so.
     """
     try:
+        _check_text(proto.producer_name, proto.producer_version, proto.graph.name)
         opsets = _opsets(proto.opset_import)
         _check_graph(proto.graph, opsets)
         for function in proto.functions:
             _check_text(
                 function.name, function.domain, *function.input, *function.output, *function.attribute
             )
-            _check_nodes(function.node, _opsets(function.opset_import))
+            _check_nodes(function.node, _opsets(function.opset_import), inside=True)
         _check_text(*(text for entry in proto.metadata_props for text in (entry.key, entry.value)))
+    except UnicodeDecodeError as error:  # or protobuf itself says that text is none, where it is asked for
+        raise ModelError(f"{path}: a name in it is not UTF-8 ({error}). Export or fetch it again.") from error
     except _UnsoundError as error:
         raise ModelError(f"{path}: {error}. Export or fetch it again.") from error
 
@@ -68,7 +71,7 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return found
 
 
-def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
+def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int], *, inside: bool = False) -> None:
     for tensor in graph.initializer:
         _check_tensor(tensor)
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -76,10 +79,11 @@ def _check_graph(graph: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
         _check_text(value.name, *(dim.dim_param for dim in kind.shape.dim))
         if value.type.HasField("tensor_type") and kind.elem_type not in (*_TYPES, TensorProto.UNDEFINED):
             raise _UnsoundError(f"the tensor {value.name!r} is of type {kind.elem_type}, which is none")
-    _check_nodes(graph.node, opsets)
+    _check_nodes(graph.node, opsets, inside=inside)
 
 
-def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int]) -> None:
+def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int], *, inside: bool) -> None:
+    """``inside``: of a function, whose attributes its nodes may refer to."""
     for node in nodes:
         _check_text(node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:
@@ -87,7 +91,11 @@ def _check_nodes(nodes: Iterable[onnx.NodeProto], opsets: Mapping[str, int]) -> 
             for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                 _check_tensor(tensor)
             for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                _check_graph(graph, opsets)
+                _check_graph(graph, opsets, inside=inside)
+            if attribute.ref_attr_name and not inside:
+                raise _UnsoundError(
+                    f"{attribute.name} of {node.op_type} {node.name!r} refers to an attribute of a function"
+                )
         _check_schema(node, opsets)
 
 
@@ -106,9 +114,14 @@ def _check_schema(node: onnx.NodeProto, opsets: Mapping[str, int]) -> None:
         if one is not None and not one.ref_attr_name and one.type != int(expected.type.value):
             found = AttributeProto.AttributeType.Name(one.type) if one.type in _KINDS else one.type
             raise _UnsoundError(f"{name} of {what} is of type {found}, not {expected.type.name}")
+    if node.op_type == "Split" and "num_outputs" in given and given["num_outputs"].i < len(node.output):
+        # onnx 1.23 and onnxruntime 1.31 end the process when they infer its shapes.
+        raise _UnsoundError(
+            f"{what} has {len(node.output)} outputs, and num_outputs {given['num_outputs'].i}"
+        )
     for kind, count, least, most in (
         ("inputs", len(node.input), schema.min_input, schema.max_input),
-        ("outputs", len(node.output), 0, schema.max_output),
+        ("outputs", len(node.output), schema.min_output, schema.max_output),
     ):
         if not least <= count <= most:
             raise _UnsoundError(
@@ -169,8 +182,8 @@ def check_sizes(shapes: Mapping[str, tuple[int | None, ...]], path: Path, advice
             raise ModelError(f"{path}: the tensor {name!r} would have the shape {_dims(shape)}.")
         if None not in shape and 4 * math.prod(known) > LARGEST_TENSOR:
             raise ModelError(
-                f"{path}: the tensor {name!r} is {_dims(shape)}, and no more than {LARGEST_TENSOR >> 2:,} "
-                f"elements can be worked with at once. {advice}".rstrip()
+                f"{path}: the tensor {name!r} would have the shape {_dims(shape)}, and no more than "
+                f"{LARGEST_TENSOR >> 2:,} elements can be worked with at once. {advice}".rstrip()
             )
 
 

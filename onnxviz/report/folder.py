@@ -11,8 +11,10 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from onnxviz.errors import OnnxvizError, UsageError
+from onnxviz.output import writing
 
 __all__ = ["MANIFEST", "Folder", "check_folder"]
 
@@ -39,9 +41,11 @@ class Folder:
 
     def __init__(self, out: Path) -> None:
         check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self._old = _listed(out)
+        self._drawing = _content(out).get("drawing")
         self._new: set[str] = set()
         self._made: set[Path] = {out}
 
@@ -49,6 +53,15 @@ class Folder:
         """Note files that belong to this report, about to be written here or written by others."""
         self._new.update(paths)
         self._write_manifest(self._old | self._new)
+
+    def begin(self, drawing: str) -> bool:
+        """Note which pictures are being drawn here, until `finish`; whether a run that drew the same was cut off here.
+
+        What such a run has drawn can be used.
+        """
+        before, self._drawing = self._drawing, drawing
+        self._write_manifest(self._old | self._new)
+        return before == drawing
 
     def adopt(self, paths: Iterable[str]) -> None:
         """Keep files of the former report that this one uses again."""
@@ -71,6 +84,7 @@ class Folder:
         """Remove what a former report left behind: listed files only, never through a link."""
         for path in sorted(self._old - self._new):
             self._remove(path)
+        self._drawing = None  # all is drawn: the next run draws it anew
         self._write_manifest(self._new)
 
     def _remove(self, path: str) -> None:
@@ -81,17 +95,25 @@ class Folder:
             self._prune(target.parent)
 
     def _write_manifest(self, files: Iterable[str]) -> None:
-        self._replace(MANIFEST, json.dumps({"format": FORMAT, "files": sorted(files)}, indent=0))
+        content: dict[str, object] = {"format": FORMAT, "files": sorted(files)}
+        if self._drawing:
+            content["drawing"] = self._drawing
+        self._replace(MANIFEST, json.dumps(content, indent=0))
 
     def _replace(self, path: str, text: str) -> None:
         target = self.out / path
-        if target.parent not in self._made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._made.add(target.parent)
         partial = target.with_name(f".{target.name}.part")
-        # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
-        partial.write_bytes(text.encode("utf-8", errors="replace"))
-        os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+        with writing(target):
+            if target.parent not in self._made:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._made.add(target.parent)
+            try:
+                # A name from a foreign file system may hold what UTF-8 cannot: it must not cost the page.
+                partial.write_bytes(text.encode("utf-8", errors="replace"))
+                os.replace(partial, target)  # noqa: PTH105 (Path.replace builds a new Path a file)
+            except OSError:
+                partial.unlink(missing_ok=True)
+                raise
 
     def _prune(self, folder: Path) -> None:
         with contextlib.suppress(OSError):  # not empty: someone else's files
@@ -101,21 +123,25 @@ class Folder:
 
 
 def _listed(out: Path) -> set[str]:
-    """Read the files that a former report lists."""
+    """The files that a former report lists."""
+    return set(_content(out).get("files", ()))
+
+
+def _content(out: Path) -> dict[str, Any]:
+    """What the manifest of a former report says; nothing if there is none."""
     manifest = out / MANIFEST
     if not manifest.exists():
-        return set()
+        return {}
     try:
-        content = json.loads(manifest.read_bytes())
-        files = content["files"]
-        if content["format"] != FORMAT or not all(isinstance(path, str) for path in files):
+        content: dict[str, Any] = json.loads(manifest.read_bytes())
+        if content["format"] != FORMAT or not all(isinstance(path, str) for path in content["files"]):
             raise ValueError("not the expected list")
     except (ValueError, KeyError, TypeError) as error:
         raise OnnxvizError(
             f"{manifest}: expected the list of a report's files, found {error}; "
             "delete the folder's old report or choose another --out"
         ) from error
-    return set(files)
+    return content
 
 
 def _inside(path: str) -> bool:

@@ -99,6 +99,10 @@ class ReportWriter:
         """Note files that others write for this report, relative to its folder."""
         self._folder.expect(paths)
 
+    def begin(self, drawing: str) -> bool:
+        """Note which pictures are drawn, and whether a run that drew the same was cut off here (`Folder.begin`)."""
+        return self._folder.begin(drawing)
+
     def drop(self, folder: str) -> None:
         """Remove what a former report has in a folder, relative to the report's."""
         self._folder.drop(folder)

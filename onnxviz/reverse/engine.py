@@ -259,8 +259,9 @@ def run(
     walk = ArrayWalk(plan, recording, units)
     cotangents = dict(seeds)
     kept = {*sources, *seeds}
-    for move in plan.moves:
-        walk.pull(move, cotangents, kept)
+    with np.errstate(all="ignore"):  # weights may hold NaN, and values overflow: it shows in the result
+        for move in plan.moves:
+            walk.pull(move, cotangents, kept)
     return {name: cotangents[name] if name in cotangents else walk.zeros(name) for name in sources}
 
 

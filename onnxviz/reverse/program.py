@@ -292,7 +292,8 @@ class Program:
                 break
             trial = dict(traced)
             try:
-                walk.pull(move, trial, kept)
+                with np.errstate(all="ignore"):
+                    walk.pull(move, trial, kept)
             except (Untraceable, TypeError):
                 break
             traced = trial
@@ -340,11 +341,12 @@ class Program:
         """As `onnxviz.reverse.engine.run`."""
         walk, live = ArrayWalk(self.plan, recording, units), dict(seeds)
         kept = {*self.sources, *self.targets}
-        for stage in self.stages:
-            if isinstance(stage, Move):
-                walk.pull(stage, live, kept)
-            else:
-                stage.run(walk, live)
+        with np.errstate(all="ignore"):  # as there
+            for stage in self.stages:
+                if isinstance(stage, Move):
+                    walk.pull(stage, live, kept)
+                else:
+                    stage.run(walk, live)
         return {name: live[name] if name in live else walk.zeros(name) for name in self.sources}
 
 

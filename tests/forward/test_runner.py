@@ -90,6 +90,35 @@ def test_images_that_look_alike_prove_nothing(tmp_path, mixed, provider):
     np.testing.assert_allclose(found, forward(model, x, ["y"])["y"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mixed", [None, *MIXED])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_decision_hangs_on_no_image(tmp_path, mixed, batch, provider, monkeypatch):
+    """So that the parts of a scan, and one that goes on where it was broken off, all come to the same."""
+    nodes = MIXED[mixed] if mixed else [CONV, node("Relu", "c", "y")]
+    if batch == 4 and mixed in ("flatten-to-one-row", "reshape-to-one-map"):
+        pytest.skip("these have one row or map whatever the batch")
+    _, net = _net(tmp_path, nodes, batch, provider)
+    found, fed = [], []
+    for images in (None, np.zeros_like(X), X, X[:1], np.full_like(X, 1e6)):
+        runner = net.runner(["y"])
+        plain = runner._once
+        noise = fed.append([]) or fed[-1]
+        monkeypatch.setattr(
+            runner, "_once", lambda s, x, keep=noise, plain=plain: keep.append(x) or plain(s, x)
+        )
+        runner.decide()
+        decided = len(noise)
+        if images is not None:
+            runner.run(images)
+        found.append((runner.fixed, runner.note))
+        del noise[decided:]
+    assert len(set(found)) == 1
+    assert (found[0][0] is None) == (mixed is None)
+    for one in fed[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(one, fed[0], strict=True))
+    assert not np.array_equal(fed[0][0], fed[0][1])  # of two alike, a mean over the batch shows nothing
+
+
 @pytest.mark.parametrize("count", [5, 6, 7, 9])
 @pytest.mark.parametrize("mixed", ["minus-the-batch-mean", "divided-by-the-batch-maximum"])
 def test_a_mixed_batch_of_four_stays_one_of_four(tmp_path, mixed, count, provider):

@@ -20,7 +20,16 @@ from tests.fuzz.seeds import Case
 from tests.fuzz.worker import Verdict, Worker
 
 _NOTE = "FAILURE.txt"
-_SHARES = {"models": 10, "images": 10, "archives": 3, "arrays": 4, "weights": 4, "atlases": 2, "texts": 3}
+_SHARES = {
+    "models": 10,
+    "nodes": 10,
+    "images": 10,
+    "archives": 3,
+    "arrays": 4,
+    "weights": 4,
+    "atlases": 2,
+    "texts": 3,
+}
 """How the cases are shared out; a kind that is not named has 3."""
 
 
@@ -43,7 +52,7 @@ def main() -> int:
             threads.worker = Worker(given.timeout)
             workers.append(threads.worker)
         kind, name, case = case_of(given.seed, number, kinds, shares)
-        verdict = threads.worker.judge(kind, case)
+        verdict = threads.worker.judge(KINDS[kind].read, case)
         title = f"{kind}-{name}-{given.seed}-{number}"
         with lock:
             outcomes[kind, verdict.outcome] += 1
@@ -52,7 +61,7 @@ def main() -> int:
                 last = verdict.message.strip().splitlines()
                 print(f"{title}: {verdict.outcome}: {last[-1][:200] if last else ''}", flush=True)
                 kept[verdict.outcome] += 1
-                _keep(given.keep / title, kind, case, verdict)
+                keep(given.keep / title, kind, case, verdict)
 
     with ThreadPoolExecutor(given.workers) as pool:
         list(pool.map(one, range(given.first, given.first + given.count)))
@@ -76,7 +85,8 @@ def case_of(seed: int, number: int, kinds: list[str], shares: list[int]) -> tupl
     return kind, name, changed(KINDS[kind], name, rng)
 
 
-def _keep(folder: Path, kind: str, case: Case, verdict: Verdict) -> None:
+def keep(folder: Path, kind: str, case: Case, verdict: Verdict) -> None:
+    """Write a case that failed into a folder."""
     for name, data in case.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -89,7 +99,7 @@ def _keep(folder: Path, kind: str, case: Case, verdict: Verdict) -> None:
 def _again(folder: Path) -> int:
     kind, *files = (folder / _NOTE).read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     worker = Worker()
-    verdict = worker.judge(kind, {name: (folder / name).read_bytes() for name in files})
+    verdict = worker.judge(KINDS[kind].read, {name: (folder / name).read_bytes() for name in files})
     worker.close()
     print(f"{verdict.outcome} after {verdict.seconds:.1f} s\n{verdict.message}")
     return int(verdict.bad)

@@ -158,6 +158,7 @@ def _read_text(path: Path, out: Path) -> None:
 
 KINDS: Mapping[str, Kind] = {
     "models": Kind(seeds.models, _mutate, _read_model),
+    "nodes": Kind(seeds.nodes, _mutate, _read_model),
     "images": Kind(seeds.images, _mutate, _read_image),
     "archives": Kind(seeds.archives, _mutate, _read_source),
     "arrays": Kind(seeds.arrays, _mutate, _read_source),

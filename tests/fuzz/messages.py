@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 from onnx import TensorProto
 
 from tests.fuzz.mutators import EXTREME, plain
@@ -95,10 +97,10 @@ _NUMBERS = (0.0, -1.0, 1e38, float("inf"), float("-inf"), float("nan"), 1e-45)
 
 def model(data: bytes, rng: Random) -> bytes:
     """A model changed in one to four places, mostly by its structure."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         return plain(data, rng)
     proto = onnx.ModelProto.FromString(data)
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 4))):
         rng.choice(_CHANGES)(proto, rng)
     try:
         changed = proto.SerializeToString()
@@ -247,14 +249,15 @@ def _attribute(proto: onnx.ModelProto, rng: Random) -> None:
     elif change == 2 and (node := _node(proto, rng)) is not None:
         node.attribute.append(_copy(one))
     elif one.ints:
+        number = rng.choice((*EXTREME, 0, 1, 1, 2, 2, 3, 4))
         if change == 3:
-            one.ints.append(rng.choice(EXTREME))
+            one.ints.append(number)
         elif change == 4:
             one.ints.pop()
         else:
-            one.ints[rng.randrange(len(one.ints))] = rng.choice(EXTREME)
+            one.ints[rng.randrange(len(one.ints))] = number
     else:
-        one.i, one.f = rng.choice(EXTREME), rng.choice(_NUMBERS)
+        one.i, one.f = rng.choice((*EXTREME, 0, 1, 1, 2, 2, 3, 4)), rng.choice((*_NUMBERS, 0.5))
 
 
 def _tensor(proto: onnx.ModelProto, rng: Random) -> None:
@@ -272,7 +275,7 @@ def _tensor(proto: onnx.ModelProto, rng: Random) -> None:
     elif change == 3:
         one.raw_data = one.raw_data[: rng.randrange(len(one.raw_data) + 1)]
     elif change == 4:
-        one.raw_data = bytes(rng.choice((0, 0x7F, 0xFF)) for _ in one.raw_data)
+        one.raw_data = bytes([rng.choice((0, 0x7F, 0xFF))]) * len(one.raw_data)
     elif change == 5:
         one.data_location = TensorProto.EXTERNAL
         for key in ("location", "offset", "length"):
@@ -286,6 +289,30 @@ def _tensor(proto: onnx.ModelProto, rng: Random) -> None:
         if values:
             values[rng.randrange(len(values))] = rng.choice(EXTREME)
             one.raw_data = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
+
+
+def _whole_tensor(proto: onnx.ModelProto, rng: Random) -> None:
+    """A tensor of other sizes, or other values, that is sound in itself."""
+    tensors = [m for m in _messages(proto) if isinstance(m, TensorProto) and m.raw_data]
+    if not tensors:
+        return
+    one = rng.choice(tensors)
+    array = onnx.numpy_helper.to_array(one).copy()
+    change = rng.randrange(4)
+    if change == 0 and array.ndim:
+        axis = rng.randrange(array.ndim)
+        array = (
+            np.repeat(array, rng.choice((0, 1, 2, 3, 5)), axis)
+            if rng.random() < 0.5
+            else array.take([0], axis)
+        )
+    elif change == 1:
+        array = array.reshape(rng.choice(((-1,), (1, *array.shape), (*array.shape, 1), array.shape[::-1])))
+    elif array.size:
+        numbers = EXTREME if array.dtype.kind in "iu" else (*_NUMBERS, 0.5, 2.0)
+        with np.errstate(all="ignore"):
+            array.reshape(-1)[rng.randrange(array.size)] = np.asarray(rng.choice(numbers)).astype(array.dtype)
+    one.CopyFrom(onnx.numpy_helper.from_array(array, one.name))
 
 
 def _value(proto: onnx.ModelProto, rng: Random) -> None:

@@ -7,7 +7,7 @@ import json
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -21,8 +21,9 @@ from onnxviz.analysis import analyze
 from onnxviz.converters.builder import Conv, Dense, ImageInput, MaxPool, Network, Relu
 from tests.converters.synthetic import he_weights, paired, write_python2_npy
 from tests.model.nets import build, conv_weights, node, small, subgraph, write
+from tests.reverse.node_tests import collected
 
-__all__ = ["TINY", "Case", "archives", "arrays", "atlases", "images", "models", "texts", "weights"]
+__all__ = ["TINY", "Case", "archives", "arrays", "atlases", "images", "models", "nodes", "texts", "weights"]
 
 Case: TypeAlias = dict[str, bytes]
 """Files by name; the first is the one that is opened."""
@@ -161,9 +162,11 @@ def _sequence() -> onnx.ModelProto:
         node("LSTM", "t k r", "l", "lstm", hidden_size=3),
         node("Squeeze", "l one", "q"),
         node("Transpose", "q", "y", perm=[1, 2, 0]),
+        node("Conv", "y v", "z", "conv_b"),
     ]
     weights = {
         "w": conv_weights(RNG, 6, 5, 7),
+        "v": conv_weights(RNG, 4, 3, 3),
         "k": conv_weights(RNG, 1, 12, 6),
         "r": conv_weights(RNG, 1, 12, 3),
         "one": np.array([1]),
@@ -201,6 +204,13 @@ def models() -> Mapping[str, Case]:
         "channels-last": _last(),
     }
     return {**{name: _case(model) for name, model in found.items()}, "external": _external()}
+
+
+@cache
+def nodes() -> Mapping[str, Case]:
+    """onnx's own tests of its operators: one small model for each way to use one."""
+    found = {name: case.model.SerializeToString() for name, case in collected().items()}
+    return {name: {"model.onnx": data} for name, data in found.items() if len(data) < 1 << 14}
 
 
 def _photo(height: int = 21, width: int = 18) -> Image.Image:
@@ -379,14 +389,3 @@ def texts() -> Mapping[str, Case]:
         "labels-object": {"labels.json": json.dumps(names).encode()},
         "labels-lines": {"labels.txt": "one\ntwo\ndrei ü\n".encode()},
     }
-
-
-SEEDS: Mapping[str, Callable[[], Mapping[str, Case]]] = {
-    "models": models,
-    "images": images,
-    "archives": archives,
-    "arrays": arrays,
-    "weights": weights,
-    "atlases": atlases,
-    "texts": texts,
-}

@@ -14,16 +14,19 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tests.fuzz.seeds import Case
 
-__all__ = ["Verdict", "Worker", "judged"]
+__all__ = ["Reader", "Verdict", "Worker", "judged", "watch_writes"]
+
+Reader: TypeAlias = Callable[[Path, Path], None]
+"""Reads a case's main file; it may write in the folder that it is given."""
 
 LONGEST_MESSAGE = 500
 SECONDS = 60.0
@@ -50,17 +53,17 @@ class Verdict:
 class Worker:
     """Judges cases in a process of its own, which is started anew when one kills it."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float = SECONDS, memory: int = BYTES) -> None:
+        self._seconds, self._memory = seconds, memory
         self._process: Any = None
         self._pipe: Connection | None = None
 
-    def judge(self, kind: str, case: Case) -> Verdict:
-        """What comes of a case."""
+    def judge(self, read: Reader, case: Case) -> Verdict:
+        """What comes of a case that a function, which the other process can import, reads."""
         if self._process is None:
             self._start()
         assert self._pipe is not None
-        self._pipe.send((kind, case))
+        self._pipe.send((read, case))
         start = time.monotonic()
         if not self._pipe.poll(self._seconds):
             self.close(kill=True)
@@ -78,7 +81,7 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._memory), daemon=True)
         self._process.start()
         theirs.close()
         if self._pipe.recv() != "ready":
@@ -94,27 +97,25 @@ class Worker:
             self._process = self._pipe = None
 
 
-def _serve(pipe: Connection, parent: int) -> None:
-    from tests.fuzz.kinds import KINDS
-
+def _serve(pipe: Connection, memory: int) -> None:
     with tempfile.TemporaryDirectory(prefix="onnxviz-fuzz-") as temporary:
         root = Path(temporary)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)  # libtiff and others print what they think of a file
         resource.setrlimit(resource.RLIMIT_AS, (_now("VmSize") + _HARD_BYTES, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _watch_writes()
+        watch_writes()
         pipe.send("ready")
         while True:
             try:
-                kind, case = pipe.recv()
+                read, case = pipe.recv()
             except EOFError:
                 return
-            pipe.send(judged(KINDS[kind].read, case, root))
+            pipe.send(judged(read, case, root, memory))
 
 
-def judged(read: Any, case: Case, root: Path) -> Verdict:
-    """Read a case in this process, in a folder below ``root``."""
+def judged(read: Reader, case: Case, root: Path, memory: int = BYTES) -> Verdict:
+    """Read a case in this process, in a folder below ``root``, with so much memory beyond what there was."""
     folder, out, empty = root / "case", root / "out", root / "empty"
     for one in (folder, out, empty):
         shutil.rmtree(one, ignore_errors=True)
@@ -125,18 +126,20 @@ def judged(read: Any, case: Case, root: Path) -> Verdict:
         path.write_bytes(data)
     before = _listing(folder)
     _reset_peak()
-    memory, start = _now("VmRSS"), time.monotonic()
+    resident, start = _now("VmRSS"), time.monotonic()
     with _inside(empty, out), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         verdict = _outcome(read, folder / next(iter(case)), out)
         gc.collect()  # files left open warn when they go
+    if not gc.get_freeze_count():
+        gc.freeze()  # what was imported for the first case need not be looked through after every other
     taken = time.monotonic() - start
-    peak = _now("VmHWM") - memory
+    peak = _now("VmHWM") - resident
     left = threading.active_count()
     if not verdict.bad:
         if warned:
             verdict = Verdict("WARNING", "; ".join(f"{w.category.__name__}: {w.message}" for w in warned[:3]))
-        elif peak > BYTES:
+        elif peak > memory:
             verdict = Verdict("MEMORY", f"{peak / 2**20:.0f} MiB; {verdict.message}")
         elif _writes:
             verdict = Verdict("WRITTEN", "; ".join(_writes[:3]))
@@ -148,7 +151,7 @@ def judged(read: Any, case: Case, root: Path) -> Verdict:
     return Verdict(verdict.outcome, verdict.message, taken)
 
 
-def _outcome(read: Any, path: Path, out: Path) -> Verdict:
+def _outcome(read: Reader, path: Path, out: Path) -> Verdict:
     from onnxviz.errors import OnnxvizError
 
     try:
@@ -185,7 +188,7 @@ _writes: list[str] = []
 _allowed: list[str] = []
 
 
-def _watch_writes() -> None:
+def watch_writes() -> None:
     """From now on what Python opens to write, makes, moves or removes outside the output folder is noted."""
     changing = {
         "os.mkdir",

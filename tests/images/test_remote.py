@@ -8,22 +8,25 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
-from onnxviz.images import remote, streamed
-from onnxviz.images.remote import find_remote, is_url, masked
+from onnxviz.images import remote, store, streamed
+from onnxviz.images.remote import find_remote
 from onnxviz.images.source import Source, open_source
+from onnxviz.images.urls import is_url, masked
+from tests.images.bucket import Bucket
 from tests.images.serving import Served, serving
 from tests.images.test_source import PETS, png, write, write_tar, write_zip
 
-fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 SPLIT = 2
@@ -32,7 +35,8 @@ SPLIT = 2
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No long pauses, and no proxy between here and here."""
-    monkeypatch.setattr(remote, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(store, "FIRST_PAUSES", (0.0, 0.01, 0.01))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -73,6 +77,16 @@ def memory(stored: dict[str, bytes]) -> Iterator[str]:
 
 
 @pytest.fixture
+def bucket(stored: dict[str, bytes]) -> Iterator[str]:
+    Bucket.objects.update({f"bucket/{name}": data for name, data in stored.items()})
+    # The empty objects that some tools write for folders.
+    Bucket.objects.update({"bucket/pets/": b"", "bucket/pets/cat/": b"", "bucket/tars/": b""})
+    yield "fake://bucket"
+    for kept in (Bucket.objects, Bucket.failures, Bucket.asked):
+        kept.clear()
+
+
+@pytest.fixture
 def local(tmp_path: Path, stored: dict[str, bytes]) -> str:
     write(tmp_path / "bucket", stored)
     return f"file://{tmp_path}/bucket"
@@ -88,7 +102,7 @@ PLACES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_as_from_a_folder_here(
     request: pytest.FixtureRequest, tmp_path: Path, base: str, place: str
@@ -103,7 +117,7 @@ def test_the_same_as_from_a_folder_here(
         assert list(pool.map(lambda s: s.read().ravel().tolist(), source.samples)) == [x[2] for x in expected]
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("place", ["pets.tgz", "tgzs/", "tgzs/p-{00..01}.tar.gz"])
 def test_compressed_tars_keep_their_own_order(
     request: pytest.FixtureRequest, tmp_path: Path, base: str, place: str
@@ -126,7 +140,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("base", ["served", "memory", "local"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket", "local"])
 @pytest.mark.parametrize("chain", CHAINS)
 def test_members_of_an_archive(request: pytest.FixtureRequest, base: str, chain: str) -> None:
     found = request.getfixturevalue(base)
@@ -159,7 +173,7 @@ def test_one_image(served: Served, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
-@pytest.mark.parametrize("base", ["served", "memory"])
+@pytest.mark.parametrize("base", ["served", "memory", "bucket"])
 def test_arrays(request: pytest.FixtureRequest, tmp_path: Path, base: str, kind: str) -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 30, 20, 3), dtype=np.uint8)
     path = tmp_path / f"x.{kind}"
@@ -168,9 +182,12 @@ def test_arrays(request: pytest.FixtureRequest, tmp_path: Path, base: str, kind:
         served = request.getfixturevalue("served")
         served.files[f"x.{kind}"] = path.read_bytes()
         url = f"{served.url}/x.{kind}"
-    else:
+    elif base == "memory":
         url = f"{request.getfixturevalue('memory')}/x.{kind}"
         fsspec.filesystem("memory").pipe(f"/bucket/x.{kind}", path.read_bytes())
+    else:
+        url = f"{request.getfixturevalue('bucket')}/x.{kind}"
+        Bucket.objects[f"bucket/x.{kind}"] = path.read_bytes()
     source, expected = open_source(url), open_source(path)
     assert facts(source) == facts(expected)
     assert source.fingerprint().content == expected.fingerprint().content
@@ -433,7 +450,9 @@ def test_a_server_that_gives_no_parts_is_read_from_start_to_end(
         served.forget()
         served.failures[name] = list(failures)
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(lambda sample: sample.read().tobytes(), source.samples)) == expected
+            for start in range(0, 40, 8):  # neighbours at once, as in a scan
+                read = pool.map(lambda sample: sample.read().tobytes(), source.samples[start : start + 8])
+                assert list(read) == expected[start : start + 8]
         assert served.failures[name] == []
         assert served.sent[name] <= (1 + len(failures) / 2) * len(large[name])
 
@@ -498,6 +517,111 @@ def test_secrets_are_sent_and_never_shown(served: Served, place: str) -> None:
     assert not [text for text in shown if "s3cr3t" in text]
 
 
+def test_an_object_store_is_asked_for_many_at_once_and_once_for_each(bucket: str) -> None:
+    for number in range(64):
+        Bucket.objects[f"bucket/many/{number:02}.png"] = png(number)
+    source = open_source(f"{bucket}/many")
+    Bucket.asked.clear()
+    Bucket.most = 0
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda s: int(s.read()[0, 0, 0]), source.samples)) == list(range(64))
+    assert len(Bucket.asked) == 64
+    assert Bucket.most > 4
+
+
+def test_failures_of_an_object_store(bucket: str) -> None:
+    source = open_source(f"{bucket}/pets")
+    Bucket.failures["bucket/pets/cat/2.png"] = [OSError("SlowDown"), HttpError(503), TimeoutError()]
+    assert source.samples[0].read()[0, 0, 0] == 2
+    Bucket.failures["bucket/pets/cat/2.png"] = [PermissionError("Access Denied"), OSError("never")]
+    with pytest.raises(ImageError, match=r"^cat/2\.png: cannot be read \(access denied"):
+        source.samples[0].read()
+    assert len(Bucket.failures["bucket/pets/cat/2.png"]) == 1
+    Bucket.objects["bucket/pets/cat/10.png"] = png(10)[:-9]
+    with pytest.raises(
+        ImageError, match=r"^cat/10\.png: cannot be read \(63 of 72 bytes came, tried 4 times\)"
+    ):
+        source.samples[1].read()
+
+
+def test_who_hurries_does_not_wait_for_further_tries(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PAUSES", (60.0, 60.0))
+    source = open_source(f"{served.url}/pets/")
+    assert source.hurry is not None
+    served.failures["pets/cat/2.png"] = [503]
+    served.failures["pets/cat/10.png"] = [503]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        reads = [pool.submit(sample.read) for sample in source.samples[:2]]
+        while any(served.failures.values()):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert not any(read.done() for read in reads)
+        source.hurry()
+        for read in reads:
+            with pytest.raises(ImageError, match=r"503 Service Unavailable, given up"):
+                read.result(10)
+    assert time.perf_counter() - began < 20
+    assert source.samples[0].read()[0, 0, 0] == 2
+
+
+class ClientError(Exception):
+    """As botocore raises it."""
+
+    response = {"ResponseMetadata": {"HTTPStatusCode": 404}}  # noqa: RUF012
+
+
+class HttpError(Exception):
+    """As gcsfs raises it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("words")
+        self.code = code
+
+
+RAISED = {
+    "bucket": (ClientError("The specified bucket does not exist"), 1, UsageError, "no such bucket"),
+    "busy": (HttpError(429), 3, ImageError, "429 Too Many Requests, tried 3 times"),
+    "bad": (HttpError(400), 1, UsageError, "400 Bad Request"),
+    "odd status": (HttpError(599), 3, ImageError, "status 599, tried 3 times"),
+    "denied": (PermissionError("Forbidden"), 1, UsageError, "access denied"),
+    "lost": (ConnectionResetError(104, "reset by peer"), 3, ImageError, "reset by peer, tried 3 times"),
+    "late": (TimeoutError(), 3, ImageError, "TimeoutError, tried 3 times"),
+    "mistake": (TypeError("of ours"), 1, UsageError, "of ours"),
+}
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_what_other_file_systems_raise(memory: str, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    error, tries, expected, message = RAISED[kind]
+    calls: list[str] = []
+    waits: list[float] = []
+
+    def pause(self: object, seconds: float, begun: int) -> bool:
+        waits.append(seconds)
+        return False
+
+    def info(self: object, path: str, **_: object) -> None:
+        calls.append(path)
+        raise error
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "info", info)
+    monkeypatch.setattr(store, "FIRST_PAUSES", (2.0, 8.0))
+    monkeypatch.setattr(store.Store, "_pause", pause)
+    with pytest.raises(expected, match=message) as raised:
+        open_source(f"{memory}/pets.zip")
+    monkeypatch.undo()
+    assert type(raised.value) is expected
+    assert len(calls) == tries
+    assert len(waits) == tries - 1
+    assert all(0.7 * wanted < wait < 1.3 * wanted for wait, wanted in zip(waits, (2.0, 8.0), strict=False))
+
+
+def test_a_folder_behind_a_query(served: Served) -> None:
+    with pytest.raises(UsageError, match=r"/pets/\?\*\*\*: a folder behind a query cannot be listed"):
+        open_source(f"{served.url}/pets/?token=1")
+
+
 def test_names_are_decoded_and_links_elsewhere_ignored(served: Served) -> None:
     served.files["odd/a b/ü#1.png"] = png(5)
     served.files["odd/100%.png"] = png(6)
@@ -523,14 +647,14 @@ def test_readers_share_no_connection_of_a_system_that_has_but_one(memory: str) -
     """MemoryFileSystem hands the same open file to all."""
     folder = find_remote(f"{memory}/pets")
     assert isinstance(folder, remote.RemoteFolder)
-    lock = folder._store._lock
+    lock = folder.store._lock
     assert isinstance(lock, type(threading.Lock()))
 
 
 @pytest.mark.parametrize(
     ("place", "expected"),
     [("s3://b/x", True), ("zip://*::a.zip", True), ("simplecache::https://h/x", True), ("C:/photos", False),
-     ("photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
+     ("photos", False), ("C://photos", False), ("a/b://c", False), (Path("photos"), False), ("C:\\photos", False)],
 )  # fmt: skip
 def test_is_url(place: object, expected: bool) -> None:
     assert is_url(place) is expected

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
 import os
 import random
 import tarfile
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -335,6 +337,15 @@ def test_labels_of_another_length_are_said_to_be_ignored(tmp_path: Path) -> None
     assert "y of shape (6, 6) is not one label an image, ignored" in source.description
 
 
+def test_labels_that_are_no_array_are_said_to_be_ignored(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", _npy(GREYS))
+        archive.writestr("y.npy", b"no array")
+    source = open_source(tmp_path / "a.npz")
+    assert source.classes == {}
+    assert "y of shape () is not one label an image, ignored" in source.description
+
+
 def test_first_array_that_can_hold_images(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", weights=np.ones(4), faces=GREYS, y=np.arange(6))
     assert len(open_source(tmp_path / "a.npz").samples) == 6
@@ -458,3 +469,64 @@ def test_reading_an_array_file_does_not_keep_it_in_memory(tmp_path, size):
         else:
             sample.read()
     assert mapped() < 8 << 20
+
+
+class _Evil:
+    """What is unpickled makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "a bare pickle", "npz beside images"])
+def test_objects_in_arrays_are_refused_and_not_run(tmp_path, kind):
+    import pickle
+
+    mark = tmp_path / "run"
+    objects = np.array([_Evil(mark)] * 3, dtype=object)
+    path = tmp_path / ("x.npy" if kind in ("npy", "a bare pickle") else "x.npz")
+    if kind == "npy":
+        np.save(path, objects, allow_pickle=True)
+    elif kind == "npz":
+        np.savez(path, x=objects)
+    elif kind == "a bare pickle":
+        path.write_bytes(pickle.dumps(_Evil(mark)))
+    else:
+        np.savez(path, x=np.zeros((3, 4, 4), np.uint8), y=objects)
+    with pytest.raises(ImageError, match="Python objects, which could run code") as error:
+        open_source(path)
+    assert "load it" not in str(error.value)
+    assert not mark.exists()
+
+
+def test_what_is_no_array_in_an_archive_of_arrays(tmp_path):
+    import io
+    import zipfile
+
+    array = io.BytesIO()
+    np.save(array, np.zeros((3, 4, 4), np.uint8))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.txt", b"text")
+        archive.writestr("x.npy", array.getvalue())
+        archive.writestr("y.npy", b"no array")
+    source = open_source(tmp_path / "x.npz")
+    assert len(source.samples) == 3
+    assert source.samples[0].label is None
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.txt", b"text")
+    with pytest.raises(NoImagesError):
+        open_source(tmp_path / "x.npz")
+
+
+def test_a_broken_header_is_quiet_and_its_file_is_closed(tmp_path):
+    for name in ("x.npy", "x.npz"):
+        header = b"{'descr': '\\q', 'fortran_order': False, 'shape': (96L,), }\n"
+        (tmp_path / name).write_bytes(b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ImageError):
+                open_source(tmp_path / name)
+            gc.collect()
