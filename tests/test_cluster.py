@@ -261,7 +261,7 @@ def test_what_workers_do_not_see_is_named(folder, two, tmp_path, spoiled):
         provider="cpu",
         progress=Progress(),
     )
-    saved = SavedScan(setup.job(), setup.origin, (0, 8), Part.empty(setup.layers, setup.top), ())
+    saved = SavedScan(setup.job, setup.origin, (0, 8), Part.empty(setup.layers, setup.top), ())
     if spoiled == "images":
         (tmp_path / "photos").rename(tmp_path / "elsewhere")
         message = r"On the worker tcp://127\.0\.0\.1:\d+: .*photos: no such file or folder"

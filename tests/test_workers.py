@@ -190,7 +190,7 @@ def job(folder, tmp_path):
         progress=Progress(),
     )
     empty = Part.empty(setup.layers, setup.top)
-    return SavedScan(setup.job(), setup.origin, (0, setup.total), empty, ())
+    return SavedScan(setup.job, setup.origin, (0, setup.total), empty, ())
 
 
 def other_model(base: Path) -> None:

@@ -343,7 +343,8 @@ def prepared(
         finally:
             for _, future in waiting:
                 future.cancel()
-            if source.hurry:
+            # Not at a usual end: others may be reading the same source.
+            if waiting and source.hurry:
                 source.hurry()
 
 
