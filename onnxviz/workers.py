@@ -215,6 +215,7 @@ class _Pool:
         seconds = min(_GIVE_SECONDS, max(every / 2, 1.0))
         self._task = (_kit(saved), batch, seconds)
         self._part = saved.part
+        workers = min(workers, sum(1 for _ in ranges.pieces(saved.todo, batch)))
         self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, seconds))
         self._shares = _shares(workers)
         self._gpus = _gpu_names() if saved.job.provider == "cuda" else []
@@ -270,13 +271,18 @@ class _Pool:
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
         share = self._shares[index]
-        process = subprocess.Popen(
-            [get_executable(), "-P", "-c", _BEGIN],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            **_APART,
-        )
+        try:
+            process = subprocess.Popen(
+                [get_executable(), "-P", "-c", _BEGIN],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                **_APART,
+            )
+        except OSError as error:
+            raise OnnxvizError(
+                f"Worker process {index + 1} cannot be started ({error.strerror or error}). Use fewer --workers."
+            ) from error
         assert process.stdout
         reader = threading.Thread(
             target=_read, args=(process.stdout, index, self._heard), name="onnxviz-reader", daemon=True

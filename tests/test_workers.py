@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onnxviz import analysis, workers
-from onnxviz.errors import UsageError
+from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.progress import Progress
@@ -238,6 +238,27 @@ def test_a_program_need_not_be_importable(folder, expected, tmp_path):
     command = [sys.executable, str(program)]
     subprocess.run(command, cwd=folder, env=environment(), check=True, timeout=60)
     assert (tmp_path / "it.atlas").read_bytes() == expected
+
+
+def test_there_are_no_more_processes_than_batches(folder, tmp_path, monkeypatch):
+    started = []
+    start = workers._Pool._start
+    monkeypatch.setattr(
+        workers._Pool, "_start", lambda pool, index: started.append(index) or start(pool, index)
+    )
+    scan(folder, tmp_path / "it.atlas", workers=50, limit=6)
+    assert started == [0, 1]
+
+
+def test_a_process_that_cannot_be_started_is_told(folder, tmp_path, monkeypatch):
+    def none(*arguments, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with pytest.raises(
+        OnnxvizError, match=r"^Worker process 1 cannot be started \(Resource .*Use fewer --workers"
+    ):
+        scan(folder, tmp_path / "it.atlas", workers=2)
 
 
 @pytest.mark.parametrize(
