@@ -89,16 +89,21 @@ def test_it_is_what_one_process_finds(folder, expected, two, tmp_path, by):
     assert sorted(run.said("skipped", "name")) == [f"{number:04}.png" for number in BROKEN]
 
 
-def test_the_model_is_sent_to_each_worker_once_and_taken_away(folder, expected, two, tmp_path):
-    def count(what: str) -> int:
+@pytest.mark.parametrize("sent", [1 << 20, 500], ids=["whole", "in-pieces"])
+def test_the_model_is_sent_to_each_worker_once_and_taken_away(
+    folder, expected, two, tmp_path, monkeypatch, sent
+):
+    before = len((two.folder / "cluster.log").read_text())
+    monkeypatch.setattr(cluster_module, "_SENT", sent)
+    scan(folder, tmp_path / "it.atlas", cluster=two.address)
+    assert (tmp_path / "it.atlas").read_bytes() == expected
+    log = (two.folder / "cluster.log").read_text()[before:]
+    pieces = -(-(folder / "small.onnx").stat().st_size // sent)
+    for what in ("Starting", "Removing"):
         # Dask says so for each worker.
-        log = (two.folder / "cluster.log").read_text()
-        return len(re.findall(rf"worker - INFO - {what} Worker plugin onnxviz-", log))
-
-    before = count("Starting"), count("Removing")
-    run = start(folder, tmp_path / "it.atlas", two.file)
-    assert run.end() == (0, "")
-    assert (count("Starting"), count("Removing")) == (before[0] + 2, before[1] + 2)
+        names = re.findall(rf"worker - INFO - {what} Worker plugin (onnxviz-\w+-\d+)", log)
+        assert set(Counter(names).values()) == {2}
+        assert len(set(names)) == pieces + 1
     assert not list(two.folder.rglob("small.onnx"))
 
 
