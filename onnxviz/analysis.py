@@ -143,6 +143,10 @@ def analyze(
     with ExitStack() as locks:
         for place in _places(report, kept):
             locks.enter_context(locked(place))
+        # A report must not stand beside the scan of another.
+        former = None if report is None or _same(report, kept) else Run(Path(report))
+        if former:
+            former.check_finished(restart=restart)
         part = run_scan(
             setup,
             run=None if kept is None else Run(Path(kept)),
@@ -155,6 +159,8 @@ def analyze(
             progress=progress,
         )
         release_memory()
+        if former:
+            former.remove()
         return drawing.draw(
             part.scan(setup.layers), target, published=report is not None, theme=theme, command=command
         )
@@ -326,3 +332,8 @@ def _places(*folders: str | Path | None) -> list[Path]:
     """Places that have different locks, each once."""
     there = {lock_file(Path(one)).resolve(): Path(one) for one in folders if one is not None}
     return list(there.values())
+
+
+def _same(report: str | Path, run: str | Path | None) -> bool:
+    """Whether a scan lies in the folder of a report."""
+    return run is not None and scan_file(Path(run)).resolve() == scan_file(Path(report)).resolve()

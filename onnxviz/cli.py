@@ -14,6 +14,7 @@ import typer
 
 from onnxviz.console import console
 from onnxviz.errors import UsageError
+from onnxviz.interrupts import held_interrupts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -291,7 +292,9 @@ def analyze(
 ) -> None:
     """Find what every channel of a layer responds to, and write the report."""
     with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
-        from onnxviz.analysis import analyze as do
+        # An extension module whose import is broken off may take the process with it.
+        with held_interrupts():
+            from onnxviz.analysis import analyze as do
         from onnxviz.report.single import check_file, file_beside
 
         target = out or Path("reports") / model.stem
@@ -399,7 +402,8 @@ def scan(
 ) -> None:
     """Find each channel's strongest images and keep them, without a report: report draws it, merge joins shards."""
     with console(quiet=quiet, json_progress=json_progress, log_file=log_file, debug=debug) as progress:
-        from onnxviz.analysis import scan as do
+        with held_interrupts():
+            from onnxviz.analysis import scan as do
 
         saved = do(
             model,
@@ -450,7 +454,8 @@ def merge(
 ) -> None:
     """Put the shards of a scan together, and say which are missing or double."""
     with console(debug=debug) as progress:
-        from onnxviz.analysis import merge as do
+        with held_interrupts():
+            from onnxviz.analysis import merge as do
 
         saved = do(parts, out, restart=restart)
         count, skipped = saved.part.images, len(saved.part.skipped)

@@ -139,6 +139,19 @@ class Run:
                 f"{self.path} holds a report of another run. Choose another place, or use --restart."
             )
 
+    def check_finished(self, *, restart: bool) -> None:
+        """Make sure that a scan that is here can go: a report of another one is to be written in its place.
+
+        Raises:
+            UsageError: it is not finished, and not to be forgotten (``restart``).
+            AtlasError: it is damaged.
+        """
+        if self.file.exists() and not restart and not SavedScan.read(self.file).whole:
+            raise UsageError(
+                f"{self.path} holds a scan of its own that is not finished. Choose another place for the report; "
+                "--restart forgets it."
+            )
+
     def remove(self) -> None:
         """Forget the scan that is there."""
         for path in (self.file, self._before):

@@ -63,10 +63,11 @@ class Trial:
         self._homes = 0
         whole = self.home()
         begun = time.monotonic()
-        process = self._start(whole)
-        _, stderr = process.communicate()
+        process = self._start(whole, stdout=subprocess.PIPE)
+        stdout, stderr = process.communicate()
         assert process.returncode == 0, stderr
-        self.seconds = time.monotonic() - begun
+        self.seconds = float(list(_events(stdout))[-1]["elapsed"])
+        self.start = time.monotonic() - begun - self.seconds
         self.whole = _contents(whole / "out")
 
     def home(self) -> Path:
@@ -76,20 +77,23 @@ class Trial:
         home.mkdir()
         return home
 
-    def ended(self, home: Path, name: str, after: float) -> End:
-        """Start the command, or let it go on, and send it a signal after so many seconds.
+    def ended(self, home: Path, name: str, after: float, *, early: bool) -> End:
+        """Start the command, or let it go on, and send it a signal so many seconds after it has said something.
+
+        Args:
+            early: after it was started instead, which is only for SIGKILL: at others Python itself has other exit codes
+                while it starts.
 
         Raises:
             AssertionError: it ended as it must not, or more is lost than may be.
         """
         with (home / "events").open("w+") as events:
             process = self._start(home, stdout=events)
-            begun = time.monotonic()
-            if name != "SIGKILL":  # Python itself has other exit codes while it starts
+            if not early:
                 while not (home / "events").stat().st_size and process.poll() is None:
                     time.sleep(0.002)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(after - (time.monotonic() - begun), 0))
+                process.wait(after)
             process.send_signal(getattr(signal, name))
             _, stderr = process.communicate(timeout=60)
             events.seek(0)
@@ -103,7 +107,7 @@ class Trial:
             code = 0  # it was over, and only Python was still to end
             stderr = ""
         assert "Traceback" not in stderr, stderr
-        assert code in (0, CODES[name]), (code, stderr)
+        assert code in (0, CODES[name]), (code, stderr, told[-4:])
         last = told[-1] if told else {}
         phase = str(next((one["phase"] for one in reversed(told) if "phase" in one), "before opening"))
         out = home / "out"
@@ -169,7 +173,8 @@ def campaign(trial: Trial, name: str, count: int, seed: int) -> Iterator[End]:
     rng = random.Random(seed)
     home, tries = trial.home(), 0
     while count:
-        end = trial.ended(home, name, rng.uniform(0, trial.seconds))
+        early = name == "SIGKILL" and rng.random() < 0.2
+        end = trial.ended(home, name, rng.uniform(0, trial.start if early else trial.seconds), early=early)
         tries += 1
         if end.code:
             count -= 1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.forward.part import Part, Skip, Tally
+from onnxviz.forward.part import BatchResult, Part, Skip, Tally
 from onnxviz.images.fingerprint import Fingerprint
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.job import Job
@@ -78,7 +78,7 @@ def counted(
             "conv1:0:sum": maps.sum(2),
             "fc1:0:vector": rows[:, 24:],
         }
-        tally.add((first, last), outputs if len(rows) else None, images, skipped)
+        tally.add(BatchResult((first, last), outputs if len(rows) else None, images, tuple(skipped)))
     return tally.part()
 
 

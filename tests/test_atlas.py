@@ -253,7 +253,7 @@ DAMAGED_ARRAYS = {
     "numbers of images that are none": lambda a: {"0/topk/image": a["0/topk/image"].astype(float)},
     "other numbers of hits": lambda a: {"0/overall/y": a["0/overall/y"][:, :-1]},
     "an axis more": lambda a: {"0/stats/largest": a["0/stats/largest"][None]},
-    "text": lambda a: {"0/stats/total": a["0/stats/total"].astype(str)},
+    "text": lambda a: {"0/stats/sums": a["0/stats/sums"].astype(str)},
     "a place outside": lambda a: {"0/topk/y": a["0/topk/y"] + 99},
     "objects": lambda a: {"sampled": a["sampled"].astype(object)},
 }

@@ -495,6 +495,66 @@ def test_the_file_of_a_scan(tmp_path):
     assert scan_file(tmp_path / "folder.atlas") == tmp_path / "folder.atlas" / "scan.atlas"
 
 
+@pytest.mark.parametrize("name", ["scan.atlas", "x.atlas"])
+def test_a_disk_that_fills_up_ends_the_scan_and_keeps_what_was_saved(base, tmp_path, monkeypatch, name):
+    usual, synced = os.fsync, []
+
+    def filling(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > 4:  # a file and its folder, each time
+            raise OSError(28, "No space left on device")
+        usual(descriptor)
+
+    monkeypatch.setattr("onnxviz.files.os.fsync", filling)
+    told = Told()
+    with pytest.raises(AtlasError, match=r"the scan cannot be saved .No space left on device.; .* is kept"):
+        _scan(base, tmp_path / name, save_every=0, progress=told)
+    assert told.done < 40
+    monkeypatch.undo()
+    assert SavedScan.read(tmp_path / name).part.done == ((0, 8),)
+    _scan(base, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == (base / "whole.atlas").read_bytes()
+    assert _names(tmp_path) == [name]
+
+
+# Secrets of URLs
+
+
+def test_images_behind_a_url_go_on_and_leave_no_secret(base, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    import zipfile
+
+    from tests.images.serving import serving
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for path in sorted((base / "photos").iterdir()):
+            file.write(path, path.name)
+    with serving({"photos.zip": (tmp_path / "photos.zip").read_bytes()}) as served:
+        url = f"{served.url}/photos.zip?token=sesame17"
+        with pytest.raises(KeyboardInterrupt):
+            _scan(base, tmp_path / "x.atlas", images=url, progress=Told(most=12))
+        assert b"sesame17" not in (tmp_path / "x.atlas").read_bytes()
+        told = Told()
+        saved = _scan(base, tmp_path / "x.atlas", images=url, progress=told)
+        assert told.before >= 12
+        data = (tmp_path / "x.atlas").read_bytes()
+        assert b"sesame17" not in data
+        assert b"photos.zip?***" in data
+        assert saved.part.skipped[0][1] == "07.png"
+        with pytest.raises(
+            UsageError, match=r"secrets are not kept with a scan\. Name the URL with --images"
+        ):
+            onnxviz.draw(tmp_path / "x.atlas", tmp_path / "r")
+        onnxviz.draw(tmp_path / "x.atlas", tmp_path / "r", layers="fc1", images=url)
+    for path in (tmp_path / "r").rglob("*"):
+        assert not path.is_file() or b"sesame17" not in path.read_bytes(), path
+    for name in ("topk/image", "topk/score", "stats/sums"):
+        whole = SavedScan.read(base / "whole.atlas").part.arrays()[name]
+        np.testing.assert_array_equal(saved.part.arrays()[name], whole)
+
+
 # Merging
 
 
@@ -743,14 +803,14 @@ def test_ten_million_images_in_a_thousand_parts(tmp_path):
 
 def test_those_parts_are_as_a_scan_would_make_them():
     """The parts of the test above, against the code that counts images."""
-    from onnxviz.forward.part import Tally
+    from onnxviz.forward.part import BatchResult, Tally
 
     values = np.random.default_rng(2).integers(-9, 99, (3000, 2)).astype(np.float32)
     job = scans.job(5000, [scans.layer("fc1", 2)], top=9)
     tally = Tally(job.layers, job.rank, Part.empty(job.layers, job.top))
     for first in range(0, 3000, 100):
         rows = np.arange(first, first + 100)
-        tally.add((1000 + first, 1100 + first), {"fc1:0:vector": values[rows]}, 1000 + rows)
+        tally.add(BatchResult((1000 + first, 1100 + first), {"fc1:0:vector": values[rows]}, 1000 + rows))
     made = [
         SavedScan(job, scans.ORIGIN, (1000, 4000), part, ()).to_bytes()
         for part in (tally.part(), _part_of(job, values, 1000))

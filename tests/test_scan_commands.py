@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 import onnxviz
 from onnxviz import cli
+from onnxviz.forward.part import Part
 from onnxviz.locks import locked
 from onnxviz.saved import SavedScan
 from tests.model.nets import small, write
@@ -272,9 +274,22 @@ def test_report_of_a_file_needs_a_place(base, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r" / "index.html").exists()
     assert not (tmp_path / "r" / "scan.atlas").exists()
-    one = _call("report", base / "whole.atlas", "--single-file", "--out", tmp_path / "one.html")
+
+
+def test_report_of_a_file_in_one_file(base, own):
+    """And nothing else, neither beside it nor in the scan's folder."""
+    message = "is a file: name a file for it with --out FILE.html"
+    _fails(_call("report", base / "whole.atlas", "--single-file"), 2, message)
+    one = _call("report", base / "whole.atlas", "--single-file", "--out", own / "one.html")
     assert one.exit_code == 0, one.output
-    assert (tmp_path / "one.html").stat().st_size > 100_000
+    assert (own / "one.html").stat().st_size > 100_000
+    assert (
+        _call("report", own / "run", "--single-file", "-l", "fc1", "--out", own / "fc1.html").exit_code == 0
+    )
+    _fails(_call("report", own / "run", "--single-file", "-l", "fc1"), 2, "must not replace the whole")
+    assert _call("report", own / "run", "--single-file").exit_code == 0
+    assert _names(own) == ["fc1.html", "one.html", "photos", "run", "run.html", "small.onnx"]
+    assert _names(own / "run") == ["scan.atlas"]
 
 
 def test_report_of_an_unfinished_scan(base, tmp_path):
@@ -337,6 +352,16 @@ def test_report_after_the_images_changed(own, change):
     assert _names(own / "run") == ["scan.atlas"]
 
 
+@pytest.mark.parametrize("where", ["there", "named"])
+def test_report_notes_files_that_were_changed_or_copied(own, where):
+    """Of the same sizes: that alone does not show that they are others. Whoever names the place knows what is there."""
+    os.utime(own / "photos" / "03.png", ns=(1, 1))
+    named = ("--images", own / "photos") if where == "named" else ()
+    result = _call("report", own / "run", "-l", "fc1", "--out", own / "r", *named)
+    assert result.exit_code == 0, result.output
+    assert ("files were changed or copied since the scan" in " ".join(result.stdout.split())) == (not named)
+
+
 def test_report_draws_anew(own):
     assert _call("report", own / "run").exit_code == 0
     first = _content(own / "run")
@@ -356,6 +381,9 @@ def test_a_part_of_a_scan_is_drawn(own, tmp_path):
     assert result.exit_code == 0, result.output
     (one,) = onnxviz.Atlas.load(own / "part").layers
     assert (one.layer.alias, one.pictured, one.top) == ("fc1", (0, 1, 2), 2)
+    _fails(
+        _call("report", own / "run", "-l", "fc1"), 2, "must not replace the whole: give it a place of its own"
+    )
     _fails(_call("report", own / "run", "--top", 5, "--out", own / "p"), 2, "kept the 4 strongest images")
     _fails(_call("report", own / "run", "-l", "relu1", "--out", own / "p"), 2, "relu1")
     assert not (own / "p").exists()
@@ -464,3 +492,20 @@ def test_other_names_of_classes_are_told(base, tmp_path):
     shutil.copy(base / "small.onnx", tmp_path / "small.onnx")
     assert _scan(tmp_path, tmp_path / "run").exit_code == 0
     _fails(_scan(tmp_path, tmp_path / "run", "--labels", tmp_path / "names.txt"), 2, "images or their labels")
+
+
+def test_a_report_does_not_stand_beside_the_scan_of_another(base, tmp_path):
+    """What report would draw anew must be what it shows."""
+    out, elsewhere = tmp_path / "out", tmp_path / "x.atlas"
+    assert _analyze(base, out).exit_code == 0
+    assert (out / "scan.atlas").exists()
+    assert _analyze(base, out, "--run", elsewhere, "-l", "conv2").exit_code == 0
+    assert elsewhere.exists() and not (out / "scan.atlas").exists()
+    whole = SavedScan.read(elsewhere)
+    begun = replace(whole, part=Part.empty(whole.job.layers, whole.job.top))
+    begun.write(out / "scan.atlas")
+    result = _analyze(base, out, "--run", elsewhere, "-l", "conv2")
+    _fails(result, 2, "holds a scan of its own that is not finished", "--restart")
+    assert (out / "scan.atlas").exists()
+    assert _analyze(base, out, "--run", elsewhere, "-l", "conv2", "--restart").exit_code == 0
+    assert not (out / "scan.atlas").exists()

@@ -23,6 +23,8 @@ from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import open_source, read_labels
 from onnxviz.reverse.methods import make_method
+from onnxviz.runs import Run, merge_parts
+from onnxviz.saved import SavedScan
 from onnxviz.setup import open_network
 from tests.fuzz import messages, mutators, seeds
 from tests.fuzz.seeds import Case
@@ -67,6 +69,8 @@ def _mutate(file: str, data: bytes, rng: Random) -> bytes:
             return mutators.json_text(data, rng)
         case "npy":
             return mutators.array_file(data, rng)
+        case "atlas":
+            return mutators.scan_file(data, rng)
         case "npz":
             return mutators.zip_file(data, rng, mutators.array_file)
         case "zip":
@@ -148,6 +152,24 @@ def _read_atlas(path: Path, out: Path) -> None:
     export_json(atlas, out / "export")
 
 
+def _read_scan(path: Path, out: Path) -> None:
+    """As a scan to go on from, as a part to merge, and as one to draw."""
+    saved = SavedScan.read(path)
+    for one in saved.told.scan(saved.job.layers).layers:
+        for channel in range(one.layer.channels):
+            one.topk.hits(channel)
+        one.responses.sparseness()
+        one.stats.total.sum()
+    run = Run(out / "run")
+    (out / "run").mkdir()
+    begun = run.begin(saved.job, saved.origin, saved.range, saved.shard, note=lambda text: None)
+    run.save(begun.part)
+    assert SavedScan.read(run.file).to_bytes() == run.file.read_bytes()
+    if not saved.whole:
+        return
+    merge_parts([path])
+
+
 def _read_text(path: Path, out: Path) -> None:
     if path.name == "model.onnxviz.json":
         recipe = resolve_preprocess(channels=3, height=None, width=None, sidecar=path)
@@ -164,5 +186,6 @@ KINDS: Mapping[str, Kind] = {
     "arrays": Kind(seeds.arrays, _mutate, _read_source),
     "weights": Kind(seeds.weights, _mutate, _read_weights),
     "atlases": Kind(seeds.atlases, _mutate, _read_atlas),
+    "scans": Kind(seeds.saved_scans, _mutate, _read_scan),
     "texts": Kind(seeds.texts, _mutate, _read_text),
 }

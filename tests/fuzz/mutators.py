@@ -6,6 +6,7 @@ Every mutator takes the content and a `random.Random`, and says nothing of what 
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import re
@@ -15,7 +16,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-__all__ = ["EXTREME", "array_file", "json_text", "plain", "zip_file"]
+import numpy as np
+
+__all__ = ["EXTREME", "array_file", "json_text", "plain", "scan_file", "zip_file"]
 
 EXTREME = (0, 1, -1, 2, 3, 7, 127, 255, 256, 65535, 2**31 - 1, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63))
 """Numbers that programs trip over; all of them fit into 64 bits."""
@@ -219,3 +222,27 @@ def zip_file(data: bytes, rng: Random, member: Callable[[bytes, Random], bytes] 
         for name, content in dict(entries).items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return out.getvalue()
+
+
+def scan_file(data: bytes, rng: Random) -> bytes:
+    """A saved scan: as any file, or its content, behind a checksum that fits."""
+    if rng.random() < 0.3:
+        return plain(data, rng)
+    head, digest, body = data.split(b"\n", 2)
+    body = zip_file(body, rng, _scan_member)
+    if rng.random() < 0.95:
+        digest = hashlib.sha256(head + body).hexdigest().encode()
+    return b"\n".join((head, digest, body))
+
+
+def _scan_member(data: bytes, rng: Random) -> bytes:
+    """An array, or the one that is JSON."""
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception:  # changed before
+        return plain(data, rng)
+    if array.dtype != np.uint8 or not array.tobytes().startswith(b"{"):
+        return array_file(data, rng)
+    stream = io.BytesIO()
+    np.save(stream, np.frombuffer(json_text(array.tobytes(), rng), np.uint8))
+    return stream.getvalue()

@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -19,11 +20,26 @@ from PIL import Image
 
 from onnxviz.analysis import analyze
 from onnxviz.converters.builder import Conv, Dense, ImageInput, MaxPool, Network, Relu
+from onnxviz.job import fed
+from onnxviz.saved import Origin
+from tests import scans
 from tests.converters.synthetic import he_weights, paired, write_python2_npy
 from tests.model.nets import build, conv_weights, node, small, subgraph, write
 from tests.reverse.node_tests import collected
 
-__all__ = ["TINY", "Case", "archives", "arrays", "atlases", "images", "models", "nodes", "texts", "weights"]
+__all__ = [
+    "TINY",
+    "Case",
+    "archives",
+    "arrays",
+    "atlases",
+    "images",
+    "models",
+    "nodes",
+    "saved_scans",
+    "texts",
+    "weights",
+]
 
 Case: TypeAlias = dict[str, bytes]
 """Files by name; the first is the one that is opened."""
@@ -367,6 +383,22 @@ def atlases() -> Mapping[str, Case]:
         }
     first = ("atlas.json", "arrays.npz")
     return {"atlas": {name: files[name] for name in (*first, *(n for n in files if n not in first))}}
+
+
+@cache
+def saved_scans() -> Mapping[str, Case]:
+    """A scan that is finished, one that is not and has all that there can be, and a shard."""
+    values = scans.activations(np.random.default_rng(3), 12)
+    feeds = {"scale": np.array([2.0], np.float32)}
+    origin = Origin("/models/net.onnx", "/data/photos", ("tench", "goldfish", "shark"), feeds)
+    job = replace(scans.job(12), feeds=fed(feeds))
+    return {
+        "finished": {"scan.atlas": scans.saved(scans.job(12), values).to_bytes()},
+        "begun": {
+            "scan.atlas": scans.saved(job, values, 2, 9, range_=(0, 12), origin=origin, broken=[3]).to_bytes()
+        },
+        "shard": {"scan.atlas": scans.saved(scans.job(12), values, 0, 6, shard=(1, 2)).to_bytes()},
+    }
 
 
 @cache

@@ -30,6 +30,7 @@ EXAMPLES = {
     "arrays": 150,
     "weights": 150,
     "atlases": 40,
+    "scans": 150,
     "texts": 150,
 }
 

@@ -159,8 +159,18 @@ def test_real_networks(name: str, tmp_path: Path, provider: str):
     layer = "conv5" if name in ("bvlc_alexnet", "zfnet512") else "conv6"
     units = corner_units(net, layer, 2)[::2]
     expected = net.project_units(x, layer, units).pixels
+    # A projection is as large as its seed, an activation of a forward pass, which each engine runs in its own way. One
+    # whose terms nearly cancel each other (in zfnet512 one of 0.037 in a map of up to 2.3) has few digits that are
+    # sure: it is close on the map's own scale, and all else is close on the projection's.
+    maps = net.activations(x, layer)[units[:, 0], units[:, 1]]
+    seeds = maps[np.arange(len(units)), units[:, 2], units[:, 3]]
     for engine in ("stages", "graph"):
-        assert error(nets[engine].project_units(x, layer, units).pixels, expected) < CLOSE
+        found = nets[engine].project_units(x, layer, units).pixels
+        scale = np.array(
+            [np.vdot(f, e) / np.vdot(e, e) if e.any() else 1.0 for f, e in zip(found, expected, strict=True)]
+        )
+        assert (np.abs((scale - 1) * seeds) / np.abs(maps).max((1, 2))).max() < CLOSE
+        assert error(found / scale.reshape(-1, 1, 1, 1), expected) < CLOSE
 
 
 def test_the_rules_themselves_are_compiled(opened: Opener, monkeypatch: pytest.MonkeyPatch):
