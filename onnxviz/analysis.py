@@ -98,8 +98,7 @@ def analyze(
             by default the report's folder, where a finished scan of something else is replaced and not refused.
         restart: start over, whatever scan is kept there.
         save_every: seconds between two times that the scan is saved.
-        workers: scan in so many processes, each with a GPU or a share of the cores. A program that calls this must be
-            one that Python can import without running it (``if __name__ == "__main__":``).
+        workers: scan in so many processes, each with a GPU or a share of the cores.
         cluster: scan on a Dask cluster: its scheduler's address, or its scheduler file. Needs onnxviz[cluster].
         command: how the job was called, for the report.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from onnxviz.saved import SavedScan, versions
 from onnxviz.workers import Pieces, opened_scanner
 
 try:
-    from distributed import Client, Future, KilledWorker, WorkerPlugin, get_worker
+    from distributed import Client, Future, KilledWorker, SchedulerPlugin, WorkerPlugin, get_worker
     from distributed.comm import get_address_host_port
     from distributed.versions import VersionMismatchWarning
 except ImportError as error:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = ["scan_on_cluster"]
 
 _PIECE_SECONDS = 10.0
+_SENT = 64 << 20
+"""Bytes of the model that are sent at a time."""
 _JOINED = 8
 """Results that one task puts together."""
 _CONNECT, _FIRST_WORKER, _NO_WORKERS = 15.0, 60.0, 600.0
@@ -78,7 +81,7 @@ def scan_on_cluster(
     """
     with (
         _without_logs(),
-        _connected(address, progress) as client,
+        _connected(address) as client,
         _equipped(client, saved, batch, progress) as name,
     ):
         scan = _Scan(client, name, saved, batch, progress, save, every)
@@ -113,7 +116,7 @@ def _is_dask(name: str) -> bool:
 
 
 @contextmanager
-def _connected(address: str, progress: Progress) -> Iterator[Client]:
+def _connected(address: str) -> Iterator[Client]:
     place = _place(address)
     try:
         with warnings.catch_warnings():
@@ -163,20 +166,44 @@ def _line(error: BaseException) -> str:
 def _equipped(client: Client, saved: SavedScan, batch: int, progress: Progress) -> Iterator[str]:
     """Give the job to all workers, those to come too, until the scan is over."""
     _wait_for_workers(client, progress)
-    name = f"onnxviz-{os.urandom(8).hex()}"
+    job = f"onnxviz-{os.urandom(8).hex()}"
+    given: list[str] = []
     try:
         try:
-            client.register_plugin(_Kit(name, saved, batch), name=name)
+            client.register_plugin(_sweeper(job, client.id), name=f"{job}-sweeper")
+            for plugin in chain(_model(job, saved), [_Kit(job, saved, batch)]):
+                name = f"{job}-{len(given)}"
+                given.append(name)
+                client.register_plugin(plugin, name=name)
         except Exception as error:  # whatever a worker met with
             raise OnnxvizError(
                 f"The cluster cannot take the job ({_line(error)}). Its workers need onnxviz[cluster], in the version "
                 "that is here, and room on the disk for the model."
             ) from error
-        yield name
+        yield job
     finally:
-        if client.status == "running":
-            with suppress(Exception):  # the scheduler may be gone
-                client.unregister_worker_plugin(name)
+        for name in reversed(given):
+            if client.status == "running":
+                with suppress(Exception):  # the scheduler may be gone
+                    client.unregister_worker_plugin(name)
+
+
+def _sweeper(job: str, owner: str) -> SchedulerPlugin:
+    """Takes the job from the workers when the client is gone that gave it, however it went.
+
+    The class is made here so that it is sent whole: the scheduler need not have onnxviz.
+    """
+
+    class Sweeper(SchedulerPlugin):  # type: ignore[misc]
+        def remove_client(self, scheduler: Any, client: str) -> None:
+            if client != owner:
+                return
+            for name in reversed(scheduler.worker_plugins):
+                if name.startswith(job):
+                    scheduler.loop.add_callback(scheduler.unregister_worker_plugin, None, name)
+            scheduler.loop.add_callback(scheduler.remove_plugin, f"{job}-sweeper")
+
+    return Sweeper()
 
 
 def _wait_for_workers(client: Client, progress: Progress) -> None:
@@ -191,37 +218,63 @@ def _wait_for_workers(client: Client, progress: Progress) -> None:
         ) from error
 
 
-class _Kit(WorkerPlugin):  # type: ignore[misc]
-    """A job as workers get it: what to scan, and the model's files."""
+def _model(job: str, saved: SavedScan) -> Iterator[_Bytes]:
+    """The model's files, in pieces: Dask makes several copies of what it sends."""
+    model = Path(saved.origin.model)
+    for location in (model.name, *ModelFile(model, saved.origin.feeds).weight_files):
+        with (model.parent / location).open("rb") as file:
+            offset, data = 0, file.read(_SENT)
+            while data or not offset:
+                yield _Bytes(job, location, offset, data)
+                offset, data = offset + max(len(data), 1), file.read(_SENT)
+
+
+def _folder(worker: Any, job: str) -> Path:
+    """Where a worker keeps a job's model."""
+    return Path(worker.local_directory) / job
+
+
+class _Bytes(WorkerPlugin):  # type: ignore[misc]
+    """A piece of one of the model's files, as workers get it."""
 
     idempotent = True
 
-    def __init__(self, name: str, saved: SavedScan, batch: int) -> None:
-        self.name, self.batch = name, batch
-        empty = Part.empty(saved.job.layers, saved.job.top)
-        self.job = replace(saved, part=empty, versions=(versions(),)).to_bytes(secrets=True)
-        model = Path(saved.origin.model)
-        self.files = {
-            location: (model.parent / location).read_bytes()
-            for location in (model.name, *ModelFile(model, saved.origin.feeds).weight_files)
-        }
-        self.model = model.name
+    def __init__(self, job: str, location: str, offset: int, data: bytes) -> None:
+        self.job, self.location, self.offset, self.data = job, location, offset, data
 
     def setup(self, worker: Any) -> None:
-        """Write the model's files to the worker's own folder; they are opened by the first task."""
-        folder = Path(worker.local_directory) / self.name
-        for location, data in self.files.items():
-            path = folder / location
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        self.files = {}
-        _DESKS[self.name, worker.id] = _Desk(self.job, self.batch, folder / self.model)
+        """Write it to the worker's own folder."""
+        path = _folder(worker, self.job) / self.location
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(self.offset)
+            file.write(self.data)
+        self.data = b""
+
+    def teardown(self, worker: Any) -> None:
+        """Remove the folder."""
+        shutil.rmtree(_folder(worker, self.job), ignore_errors=True)
+
+
+class _Kit(WorkerPlugin):  # type: ignore[misc]
+    """A job as workers get it: what to scan, the model excepted."""
+
+    idempotent = True
+
+    def __init__(self, job: str, saved: SavedScan, batch: int) -> None:
+        empty = Part.empty(saved.job.layers, saved.job.top)
+        kit = replace(saved, part=empty, versions=(versions(),)).to_bytes(secrets=True)
+        self.job, self.kit, self.batch = job, kit, batch
+        self.model = Path(saved.origin.model).name
+
+    def setup(self, worker: Any) -> None:
+        """Get ready; the model and the images are opened by the first task."""
+        _DESKS[self.job, worker.id] = _Desk(self.kit, self.batch, _folder(worker, self.job) / self.model)
 
     def teardown(self, worker: Any) -> None:
         """Forget the job."""
-        if desk := _DESKS.pop((self.name, worker.id), None):
+        if desk := _DESKS.pop((self.job, worker.id), None):
             desk.given_up = True
-            shutil.rmtree(desk.model.parent, ignore_errors=True)
 
 
 class _Desk:
@@ -276,7 +329,7 @@ def _join(parts: Sequence[Part]) -> Part:
     return first
 
 
-@dataclass
+@dataclass(eq=False)
 class _Result:
     """What a task will give or has given: what is known of some images."""
 
@@ -432,22 +485,21 @@ class _Scan:
 
     def _collect(self) -> None:
         """Fetch the results that are there. One whose worker was lost meanwhile stays: Dask computes it again."""
-        left = []
-        for one in self._ready:
+        for one in tuple(self._ready):
             try:
                 result: Part = one.future.result(timeout=_FETCH)
             except TimeoutError:
-                left.append(one)
                 continue
             except (KilledWorker, CancelledError):
+                self._ready.remove(one)
                 self._again(one)
                 continue
-            except (OSError, RuntimeError) as error:
+            except OSError as error:
                 raise OnnxvizError(_SCHEDULER_GONE) from error
             for _, name, reason in result.skipped:
                 self._progress.skipped(name, reason)
             self._part = self._part.merge(result)
-        self._ready = left
+            self._ready.remove(one)
 
     def _show(self) -> None:
         """Tell how many images are done, those included whose results are still on the cluster."""

@@ -215,6 +215,7 @@ class _Pool:
         seconds = min(_GIVE_SECONDS, max(every / 2, 1.0))
         self._task = (_kit(saved), batch, seconds)
         self._part = saved.part
+        workers = min(workers, sum(1 for _ in ranges.pieces(saved.todo, batch)))
         self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, seconds))
         self._shares = _shares(workers)
         self._gpus = _gpu_names() if saved.job.provider == "cuda" else []
@@ -270,20 +271,25 @@ class _Pool:
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[index % len(self._gpus)]
         share = self._shares[index]
-        process = subprocess.Popen(
-            [get_executable(), "-P", "-c", _BEGIN],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            **_APART,
-        )
+        try:
+            process = subprocess.Popen(
+                [get_executable(), "-P", "-c", _BEGIN],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                **_APART,
+            )
+        except OSError as error:
+            raise OnnxvizError(
+                f"Worker process {index + 1} cannot be started ({error.strerror or error}). Use fewer --workers."
+            ) from error
         assert process.stdout
         reader = threading.Thread(
             target=_read, args=(process.stdout, index, self._heard), name="onnxviz-reader", daemon=True
         )
         one = _Worker(process, reader)
         one.tell(sys.path)
-        one.tell((*self._task, share, not self._gpus))
+        one.tell((*self._task, share))
         reader.start()
         return one
 
@@ -403,10 +409,10 @@ def _kit(saved: SavedScan) -> bytes:
     return replace(saved, part=Part.empty(job.layers, job.top), versions=()).to_bytes(secrets=True)
 
 
-def _shares(workers: int) -> list[tuple[int, ...]]:
-    """The cores of each worker; with more workers than cores some are shared."""
-    there = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(cores()))
-    return [tuple(there[i] for i in range(w % len(there), len(there), workers)) for w in range(workers)]
+def _shares(workers: int) -> list[int]:
+    """How many cores each worker may keep at work; the system sees to which. At least one, which they may share."""
+    there = cores()
+    return [max(1, there // workers + (number < there % workers)) for number in range(workers)]
 
 
 def _gpu_names() -> list[str]:
@@ -416,17 +422,14 @@ def _gpu_names() -> list[str]:
     return named[:count] if named else [str(number) for number in range(count)]
 
 
-def serve(kit: bytes, batch: int, seconds: float, share: tuple[int, ...], pinned: bool) -> None:
+def serve(kit: bytes, batch: int, seconds: float, share: int) -> None:
     """What a worker process does: scan piece after piece, until it is ended.
 
     Args:
         kit: the job.
         seconds: give what is found about so often.
-        share: its cores.
-        pinned: whether it may use no others.
+        share: how many cores it may keep at work.
     """
-    if pinned and sys.platform == "linux":
-        os.sched_setaffinity(0, share)
     # What libraries print must not get in between.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -455,7 +458,7 @@ def serve(kit: bytes, batch: int, seconds: float, share: tuple[int, ...], pinned
 
     code = 1
     try:
-        _work(opened_scanner(kit, batch, len(share)), kit, seconds, say, told, stopped)
+        _work(opened_scanner(kit, batch, share), kit, seconds, say, told, stopped)
         code = 0
     except BrokenPipeError:
         pass

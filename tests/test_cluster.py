@@ -89,16 +89,21 @@ def test_it_is_what_one_process_finds(folder, expected, two, tmp_path, by):
     assert sorted(run.said("skipped", "name")) == [f"{number:04}.png" for number in BROKEN]
 
 
-def test_the_model_is_sent_to_each_worker_once_and_taken_away(folder, expected, two, tmp_path):
-    def count(what: str) -> int:
+@pytest.mark.parametrize("sent", [1 << 20, 500], ids=["whole", "in-pieces"])
+def test_the_model_is_sent_to_each_worker_once_and_taken_away(
+    folder, expected, two, tmp_path, monkeypatch, sent
+):
+    before = len((two.folder / "cluster.log").read_text())
+    monkeypatch.setattr(cluster_module, "_SENT", sent)
+    scan(folder, tmp_path / "it.atlas", cluster=two.address)
+    assert (tmp_path / "it.atlas").read_bytes() == expected
+    log = (two.folder / "cluster.log").read_text()[before:]
+    pieces = -(-(folder / "small.onnx").stat().st_size // sent)
+    for what in ("Starting", "Removing"):
         # Dask says so for each worker.
-        log = (two.folder / "cluster.log").read_text()
-        return len(re.findall(rf"worker - INFO - {what} Worker plugin onnxviz-", log))
-
-    before = count("Starting"), count("Removing")
-    run = start(folder, tmp_path / "it.atlas", two.file)
-    assert run.end() == (0, "")
-    assert (count("Starting"), count("Removing")) == (before[0] + 2, before[1] + 2)
+        names = re.findall(rf"worker - INFO - {what} Worker plugin (onnxviz-\w+-\d+)", log)
+        assert set(Counter(names).values()) == {2}
+        assert len(set(names)) == pieces + 1
     assert not list(two.folder.rglob("small.onnx"))
 
 
@@ -166,6 +171,15 @@ def test_a_signal_leaves_what_is_done_and_the_same_command_goes_on(folder, expec
     run = start(folder, tmp_path / "it.atlas", two.file)
     assert run.end() == (0, "")
     assert (tmp_path / "it.atlas").read_bytes() == expected
+
+
+def test_nothing_stays_on_the_cluster_when_the_client_is_killed(folder, two, tmp_path):
+    run = start(folder, tmp_path / "it.atlas", two.file)
+    run.until(8)
+    assert list(two.folder.rglob("small.onnx"))
+    run.process.kill()
+    run.end()
+    until(lambda: not list(two.folder.rglob("small.onnx")))
 
 
 def test_the_scheduler_is_lost(folder, expected, tmp_path):
@@ -252,7 +266,7 @@ def test_what_workers_do_not_see_is_named(folder, two, tmp_path, spoiled):
         provider="cpu",
         progress=Progress(),
     )
-    saved = SavedScan(setup.job(), setup.origin, (0, 8), Part.empty(setup.layers, setup.top), ())
+    saved = SavedScan(setup.job, setup.origin, (0, 8), Part.empty(setup.layers, setup.top), ())
     if spoiled == "images":
         (tmp_path / "photos").rename(tmp_path / "elsewhere")
         message = r"On the worker tcp://127\.0\.0\.1:\d+: .*photos: no such file or folder"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from onnxviz import analysis, workers
-from onnxviz.errors import UsageError
+from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.progress import Progress
@@ -190,7 +190,7 @@ def job(folder, tmp_path):
         progress=Progress(),
     )
     empty = Part.empty(setup.layers, setup.top)
-    return SavedScan(setup.job(), setup.origin, (0, setup.total), empty, ())
+    return SavedScan(setup.job, setup.origin, (0, setup.total), empty, ())
 
 
 def other_model(base: Path) -> None:
@@ -240,6 +240,27 @@ def test_a_program_need_not_be_importable(folder, expected, tmp_path):
     assert (tmp_path / "it.atlas").read_bytes() == expected
 
 
+def test_there_are_no_more_processes_than_batches(folder, tmp_path, monkeypatch):
+    started = []
+    start = workers._Pool._start
+    monkeypatch.setattr(
+        workers._Pool, "_start", lambda pool, index: started.append(index) or start(pool, index)
+    )
+    scan(folder, tmp_path / "it.atlas", workers=50, limit=6)
+    assert started == [0, 1]
+
+
+def test_a_process_that_cannot_be_started_is_told(folder, tmp_path, monkeypatch):
+    def none(*arguments, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with pytest.raises(
+        OnnxvizError, match=r"^Worker process 1 cannot be started \(Resource .*Use fewer --workers"
+    ):
+        scan(folder, tmp_path / "it.atlas", workers=2)
+
+
 @pytest.mark.parametrize(
     "options", [{"workers": 0}, {"workers": 2, "cluster": "tcp://x:1"}], ids=["none", "both"]
 )
@@ -263,10 +284,8 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch, visible, expected
 
 @pytest.mark.parametrize(("count", "shares"), [(1, [4]), (2, [2, 2]), (3, [2, 1, 1]), (6, [1] * 6)])
 def test_cores_are_shared_out(monkeypatch, count, shares):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7})
-    found = workers._shares(count)
-    assert [len(share) for share in found] == shares
-    assert {core for share in found for core in share} == {2, 3, 5, 7}
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    assert workers._shares(count) == shares
 
 
 @pytest.mark.parametrize("rate", [None, 3, 1000], ids=["unknown", "slow", "fast"])

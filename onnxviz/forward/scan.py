@@ -154,6 +154,7 @@ class Scanner:
         self._network, self._source, self._preprocess = network, source, preprocess
         self._layers, self._rank = layers, rank
         self._load = workload(network, layers, total, share)
+        self._readers = source.readers or min(_MOST_DECODERS, share or cores())
         self.batch = batch_size or self._load.batch
         # onnxruntime runs last what comes first here; so each layer is reduced as soon as it is there, and then let go.
         on_cpu = network.provider == "cpu"
@@ -239,7 +240,13 @@ class Scanner:
 
         with (
             closing(
-                prepared(source, self._preprocess, numbers, ahead=(load.workers + 1) * self.batch)
+                prepared(
+                    source,
+                    self._preprocess,
+                    numbers,
+                    ahead=(load.workers + 1) * self.batch,
+                    readers=self._readers,
+                )
             ) as items,
             ThreadPoolExecutor(load.workers, "onnxviz-forward") as pool,
         ):
@@ -305,9 +312,14 @@ def workload(network: Network, layers: Sequence[Layer], images: int, share: int 
 
 
 def prepared(
-    source: Source, preprocess: Preprocess, numbers: Iterable[int], *, ahead: int
+    source: Source,
+    preprocess: Preprocess,
+    numbers: Iterable[int],
+    *,
+    ahead: int,
+    readers: int | None = None,
 ) -> Generator[tuple[int, Array | ImageError], None, None]:
-    """Samples by their numbers as input arrays (C, H, W), in order, decoded ``ahead`` in threads."""
+    """Samples by their numbers as input arrays (C, H, W), in order, decoded ``ahead`` in so many threads."""
 
     def read(index: int) -> Array | ImageError:
         try:
@@ -316,7 +328,7 @@ def prepared(
             return error
 
     following = iter(numbers)
-    readers = source.readers or min(_MOST_DECODERS, cores())
+    readers = readers or source.readers or min(_MOST_DECODERS, cores())
     ahead = max(ahead, source.readers or 0)
     with ThreadPoolExecutor(readers, "onnxviz-decode") as pool:
         waiting: deque[tuple[int, Future[Array | ImageError]]] = deque()
@@ -331,7 +343,8 @@ def prepared(
         finally:
             for _, future in waiting:
                 future.cancel()
-            if source.hurry:
+            # Not at a usual end: others may be reading the same source.
+            if waiting and source.hurry:
                 source.hurry()
 
 

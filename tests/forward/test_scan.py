@@ -472,6 +472,21 @@ def test_decoding_runs_ahead_but_not_away(recipe, arrays):
     assert len(started) <= 15
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["to-the-end", "broken-off"])
+def test_only_who_breaks_off_hurries_others_who_read_the_source(whole):
+    samples = [Sample(f"{i}", None, lambda: np.zeros((4, 4, 3), np.uint8)) for i in range(8)]
+    recipe = resolve_preprocess(channels=3, height=4, width=4, preset="raw")
+    hurried: list[bool] = []
+    source = Source("slow", samples, hurry=lambda: hurried.append(True))
+    items = prepared(source, recipe, range(8), ahead=4)
+    if whole:
+        assert len(list(items)) == 8
+    else:
+        next(items)
+        items.close()
+    assert hurried == ([] if whole else [True])
+
+
 def test_channels_last_and_bytes(tmp_path, provider):
     """N×H×W×C of bytes, cast and transposed in the graph."""
     rng = np.random.default_rng(2)
