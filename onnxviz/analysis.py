@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnxviz.atlas import Atlas
 from onnxviz.drawing import Drawing, Style
 from onnxviz.errors import AtlasError, UsageError
+from onnxviz.files import writing
 from onnxviz.forward import ranges
 from onnxviz.images.source import Source
 from onnxviz.locks import lock_file, locked
 from onnxviz.model.layers import find_layers
-from onnxviz.output import writing
 from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme

@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxviz.errors import AtlasError, UnitError, UsageError
-from onnxviz.files import write_atomically
+from onnxviz.files import write_atomically, writing
 from onnxviz.forward.responses import Responses
 from onnxviz.forward.topk import ChannelStats, Hit, TopK
 from onnxviz.images.decode import quiet
 from onnxviz.model.layers import Layer, find_layer, find_layers
-from onnxviz.output import writing
 from onnxviz.places import compared_path, picture_paths, plate_style
 from onnxviz.report.data import DiagramNode, FilterBank, LayerData, ModelData, Provenance, ReportData
 from onnxviz.soundness import check_atlas

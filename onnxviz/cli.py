@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxviz.console import console
+from onnxviz.console.console import console
 from onnxviz.errors import UsageError
 from onnxviz.interrupts import held_interrupts
 

@@ -13,9 +13,8 @@ from PIL import Image
 
 from onnxviz.atlas import Atlas
 from onnxviz.errors import OnnxvizError
-from onnxviz.files import write_atomically
+from onnxviz.files import write_atomically, writing
 from onnxviz.images import render
-from onnxviz.output import writing
 from onnxviz.report.data import ChannelData, LayerData, ReportData
 from onnxviz.report.render import as_json
 

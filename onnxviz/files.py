@@ -1,16 +1,41 @@
-"""Files that are written whole or not at all, also where the machine stops in between."""
+"""Writing files: whole or not at all, also where the machine stops in between; and what stands in the way."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from onnxviz.output import writing
+from onnxviz.errors import OnnxvizError, OutputError
 
-__all__ = ["write_atomically", "write_durably"]
+__all__ = ["write_atomically", "write_durably", "writing"]
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space, or choose another place with --out."),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "Choose a place that you may write to, with --out."
+    ),
+}
+
+
+@contextmanager
+def writing(where: str | Path) -> Iterator[None]:
+    """What the system says against a file becomes an `OutputError`, which is an `OSError`, too.
+
+    Args:
+        where: the file, or what was being written, if the system does not name one.
+    """
+    try:
+        yield
+    except OnnxvizError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        place = error.filename2 or error.filename or where
+        raise OutputError(f"{place}: {reason}. {_ADVICE.get(error.errno or 0, '')}".strip()) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -43,7 +68,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
     write_atomically(path, write)
     # The new name, too, is in the folder's own data; Windows and some network folders cannot be asked for that.
-    with contextlib.suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from onnxviz import analysis
-from onnxviz.console import console
+from onnxviz.console.console import console
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from onnxviz.files import writing
 from onnxviz.images.fitting import inscribed
-from onnxviz.output import writing
 
 __all__ = [
     "MAT",

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from onnxviz.errors import OnnxvizError, UsageError
-from onnxviz.output import writing
+from onnxviz.files import writing
 
 __all__ = ["MANIFEST", "Folder", "check_folder"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import typer
 
+from onnxviz.console.summary import Recap, Summary
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.interrupts import Terminated, ending_signals
 from onnxviz.progress import Progress
-from onnxviz.summary import Recap, Summary
 
 __all__ = ["Console", "Failure", "Several", "StandardError", "console", "printable"]
 
@@ -202,11 +202,11 @@ def console(
     with ending_signals() as ending, _warnings_to(told), _logging(debug):
         try:
             if json_progress:
-                from onnxviz.jsonlines import JsonLines
+                from onnxviz.console.jsonlines import JsonLines
 
                 told.add(JsonLines(recap))
             elif not quiet:
-                from onnxviz.terminal import Terminal
+                from onnxviz.console.terminal import Terminal
 
                 told.add(Terminal())
             if quiet and json_progress:
@@ -214,7 +214,7 @@ def console(
                     "--quiet and --json-progress exclude each other: --json-progress prints nothing but JSON anyway."
                 )
             if log_file is not None:
-                from onnxviz.logfile import LogFile
+                from onnxviz.console.logfile import LogFile
 
                 told.add(LogFile(log_file, recap))
             yield told

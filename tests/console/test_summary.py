@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from onnxviz.console.summary import Recap, duration, peak_memory
 from onnxviz.progress import OPENING, SCANNING
-from onnxviz.summary import Recap, duration, peak_memory
 
 
 class Clock:
@@ -168,7 +168,7 @@ def test_durations(seconds, text):
 
 PEAK = """
 import subprocess, sys
-from onnxviz.summary import Recap
+from onnxviz.console.summary import Recap
 recap = Recap()
 small = recap.summary(complete=True)
 if sys.argv[1] == "own":

@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 
 import onnxviz
 from onnxviz import cli
-from onnxviz.console import Failure, console, printable
+from onnxviz.console.console import Failure, console, printable
+from onnxviz.console.jsonlines import JsonLines
+from onnxviz.console.logfile import LogFile
+from onnxviz.console.summary import Recap
 from onnxviz.errors import ModelError, UsageError
 from onnxviz.interrupts import Terminated
-from onnxviz.jsonlines import JsonLines
-from onnxviz.logfile import LogFile
-from onnxviz.summary import Recap
 from tests.model.nets import small, write
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\d+) (INFO   |WARNING|ERROR  ) (.+)")
@@ -196,7 +196,7 @@ def test_odd_names_stay_json(capsys, name):
 @posix
 def test_each_line_comes_at_once():
     """Not when the buffer of a pipe is full."""
-    script = "import sys\nfrom onnxviz.console import console\n"
+    script = "import sys\nfrom onnxviz.console.console import console\n"
     script += "with console(json_progress=True):\n    sys.stdin.read()\n"
     command = [sys.executable, "-c", script]
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

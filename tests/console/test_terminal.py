@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxviz.terminal import _shortened
+from onnxviz.console.terminal import _shortened
 from tests.model.nets import small, write
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
@@ -96,7 +96,7 @@ def test_steps_of_a_former_run_are_not_in_the_rate():
     """A bar begins where that run ended; 20 steps a second are done in half a second."""
     script = (
         "import time\n"
-        "from onnxviz.console import console\n"
+        "from onnxviz.console.console import console\n"
         "with console() as told:\n"
         "    told.start('Scanning', 1000, 'images')\n"
         "    told.skipped('a', 'bad')\n"
@@ -122,7 +122,7 @@ def test_steps_of_a_former_run_are_not_in_the_rate():
 def test_notes_go_where_standard_output_goes(total):
     """Also while a bar is shown on standard error; on one screen they stand above it."""
     script = (
-        "from onnxviz.console import console\n"
+        "from onnxviz.console.console import console\n"
         "with console() as told:\n"
         f"    told.start('Opening', {total}, 'steps')\n"
         "    told.note('[bold]a note')\n"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import typer
 
-from onnxviz.console import Console, Failure, printable
+from onnxviz.console.console import Console, Failure, printable
+from onnxviz.console.summary import Phase, Recap, Summary, duration, rate
 from onnxviz.errors import UsageError
 from onnxviz.images.urls import masked
-from onnxviz.summary import Phase, Recap, Summary, duration, rate
 
 __all__ = ["LogFile"]
 

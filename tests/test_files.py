@@ -14,7 +14,7 @@ import pytest
 import onnxviz
 from onnxviz.errors import OnnxvizError, OutputError, UsageError
 from onnxviz.export import export_csv, export_json
-from onnxviz.output import writing
+from onnxviz.files import writing
 from tests.model.nets import small, write
 
 REASONS = {

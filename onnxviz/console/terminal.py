@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from onnxviz.console import Console, printable
-from onnxviz.summary import Summary
+from onnxviz.console.console import Console, printable
+from onnxviz.console.summary import Summary
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

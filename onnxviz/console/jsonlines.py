@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxviz.console import Console, Failure
-from onnxviz.summary import Recap, Summary
+from onnxviz.console.console import Console, Failure
+from onnxviz.console.summary import Recap, Summary
 
 __all__ = ["JsonLines"]
 
