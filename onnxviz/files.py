@@ -30,7 +30,7 @@ def writing(where: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except OnnxvizError:
+    except (OnnxvizError, BrokenPipeError):  # a pipe is no file: whoever read the output has gone
         raise
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__

@@ -408,7 +408,7 @@ def test_what_a_terminal_would_obey_is_escaped(text, capsys):
 def test_errors_are_escaped_too(capsys):
     with pytest.raises(typer.Exit), console():
         raise UsageError("\x1b[2J: no such file\nSay which.")
-    assert capsys.readouterr().err == "Error: \\x1b[2J: no such file\nSay which.\n"
+    assert capsys.readouterr().err == "Error: \\x1b[2J: no such file Say which.\n"
 
 
 def test_plain_text_stays():
