@@ -46,6 +46,8 @@ def run_scan(
         raise UsageError("Processes of this machine or a cluster: give --workers or --cluster, not both.")
     if workers is not None and workers < 1:
         raise UsageError(f"The workers must be 1 or more, not {workers}.")
+    if cluster is not None:
+        from onnxviz.cluster import scan_on_cluster  # if Dask is not there, nothing is begun
     batch = batch_size or workload(setup.network, setup.layers, setup.total).batch
     whole = shard_range(setup.total, *shard, batch) if shard else (0, setup.total)
     saved = None
@@ -76,8 +78,6 @@ def run_scan(
     if todo:
         save = run.save if run else None
         if saved and cluster is not None:
-            from onnxviz.cluster import scan_on_cluster
-
             part = scan_on_cluster(saved, cluster, batch, progress=progress, save=save, every=save_every)
         elif saved and workers is not None:
             from onnxviz.workers import scan_in_processes
