@@ -51,6 +51,8 @@ _CONNECT, _FIRST_WORKER, _NO_WORKERS = 15.0, 60.0, 600.0
 """Seconds to wait for the scheduler, for a first worker, and for one after all were lost."""
 _LOOK, _ASK, _FETCH = 0.2, 1.0, 1.0
 """Seconds: between two looks at Ctrl-C, between two at the workers, and to wait for a result."""
+_PATIENCE = 10.0
+"""Seconds that a scan that is broken off waits for results that are being put together."""
 _MOST_LOST = 2
 """How often Dask may give a piece up, as it does when several workers, one after the other, have ended under it."""
 
@@ -383,11 +385,22 @@ class _Scan:
     def keep(self, error: BaseException) -> None:
         """Get what is there, save it, and let the cluster forget the rest."""
         with suppress(Exception):
+            self._let_go([key for key, one in self._running.items() if one.level == 0])
+            # Results that are being put together are done, too; it goes on as soon as a thread is free.
+            end = monotonic() + _PATIENCE
+            while self._running and monotonic() < end:
+                self._listen()
+        with suppress(Exception):
             self._collect()
         with suppress(Exception):
-            self._client.cancel([one.future for one in self._running.values()], force=True)
+            self._let_go(list(self._running))
         if self._save and not isinstance(error, AtlasError):
             self._save(self._part)
+
+    def _let_go(self, keys: Sequence[str]) -> None:
+        """Forget tasks, here and on the cluster."""
+        futures = [self._running.pop(key).future for key in keys]
+        self._client.cancel(futures, force=True)
 
     def _look_around(self) -> None:
         """See which workers there are, and tell what is new."""
