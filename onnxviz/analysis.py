@@ -22,10 +22,10 @@ from onnxviz.progress import Progress
 from onnxviz.report.folder import check_folder
 from onnxviz.report.render import check_theme
 from onnxviz.reverse.project import DEFAULT_MEMORY
-from onnxviz.runs import SAVE_EVERY, Run, merge_parts, scan_file
 from onnxviz.runtime import release_memory
-from onnxviz.saved import SavedScan
-from onnxviz.scanning import run_scan
+from onnxviz.scans.runs import SAVE_EVERY, Run, merge_parts, scan_file
+from onnxviz.scans.saved import SavedScan
+from onnxviz.scans.scanning import run_scan
 from onnxviz.setup import open_saved, open_setup
 
 __all__ = ["analyze", "draw", "merge", "scan"]

@@ -552,7 +552,7 @@ def report(
 
 def _undrawn(run: Path) -> bool:
     """Whether there is a scan, and no atlas with pictures."""
-    from onnxviz.runs import scan_file
+    from onnxviz.scans.runs import scan_file
 
     return scan_file(run).is_file() and not (run / "atlas.json").exists()
 

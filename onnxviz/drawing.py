@@ -29,7 +29,7 @@ from onnxviz.publishing import Publisher
 from onnxviz.recorder import Recorder
 from onnxviz.reverse.methods import Method, make_method
 from onnxviz.runtime import release_memory
-from onnxviz.saved import versions
+from onnxviz.scans.saved import versions
 from onnxviz.setup import Setup
 
 __all__ = ["Drawing", "Style"]

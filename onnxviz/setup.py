@@ -19,14 +19,14 @@ from onnxviz.forward.session import choose_provider
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import Source, index_labels, open_source, read_labels
-from onnxviz.job import Job
 from onnxviz.model.graph import ModelFile
 from onnxviz.model.inputs import ImageInput, image_input
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.progress import OPENING, Progress
 from onnxviz.reverse.project import DEFAULT_MEMORY
-from onnxviz.saved import Origin, SavedScan
+from onnxviz.scans.job import Job
+from onnxviz.scans.saved import Origin, SavedScan
 
 __all__ = ["Setup", "open_network", "open_saved", "open_setup", "preprocess_for"]
 

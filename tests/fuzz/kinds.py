@@ -23,8 +23,8 @@ from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.samples import builtin_source
 from onnxviz.images.source import open_source, read_labels
 from onnxviz.reverse.methods import make_method
-from onnxviz.runs import Run, merge_parts
-from onnxviz.saved import SavedScan
+from onnxviz.scans.runs import Run, merge_parts
+from onnxviz.scans.saved import SavedScan
 from onnxviz.setup import open_network
 from tests.fuzz import messages, mutators, seeds
 from tests.fuzz.seeds import Case

@@ -20,12 +20,12 @@ from PIL import Image
 
 from onnxviz.analysis import analyze
 from onnxviz.converters.builder import Conv, Dense, ImageInput, MaxPool, Network, Relu
-from onnxviz.job import fed
-from onnxviz.saved import Origin
-from tests import scans
+from onnxviz.scans.job import fed
+from onnxviz.scans.saved import Origin
 from tests.converters.synthetic import he_weights, paired, write_python2_npy
 from tests.model.nets import build, conv_weights, node, small, subgraph, write
 from tests.reverse.node_tests import collected
+from tests.scans import synthetic
 
 __all__ = [
     "TINY",
@@ -388,16 +388,18 @@ def atlases() -> Mapping[str, Case]:
 @cache
 def saved_scans() -> Mapping[str, Case]:
     """A scan that is finished, one that is not and has all that there can be, and a shard."""
-    values = scans.activations(np.random.default_rng(3), 12)
+    values = synthetic.activations(np.random.default_rng(3), 12)
     feeds = {"scale": np.array([2.0], np.float32)}
     origin = Origin("/models/net.onnx", "/data/photos", ("tench", "goldfish", "shark"), feeds)
-    job = replace(scans.job(12), feeds=fed(feeds))
+    job = replace(synthetic.job(12), feeds=fed(feeds))
     return {
-        "finished": {"scan.atlas": scans.saved(scans.job(12), values).to_bytes()},
+        "finished": {"scan.atlas": synthetic.saved(synthetic.job(12), values).to_bytes()},
         "begun": {
-            "scan.atlas": scans.saved(job, values, 2, 9, range_=(0, 12), origin=origin, broken=[3]).to_bytes()
+            "scan.atlas": synthetic.saved(
+                job, values, 2, 9, range_=(0, 12), origin=origin, broken=[3]
+            ).to_bytes()
         },
-        "shard": {"scan.atlas": scans.saved(scans.job(12), values, 0, 6, shard=(1, 2)).to_bytes()},
+        "shard": {"scan.atlas": synthetic.saved(synthetic.job(12), values, 0, 6, shard=(1, 2)).to_bytes()},
     }
 
 

@@ -25,8 +25,8 @@ from onnxviz.forward.ranges import Range
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import ModelFile
 from onnxviz.progress import Progress
-from onnxviz.saved import SavedScan, versions
-from onnxviz.workers import Pieces, opened_scanner
+from onnxviz.scans.saved import SavedScan, versions
+from onnxviz.scans.workers import Pieces, opened_scanner
 
 try:
     from distributed import Client, Future, KilledWorker, SchedulerPlugin, WorkerPlugin, get_worker

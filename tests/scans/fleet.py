@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.model.nets import small, write
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCH = 4
 SLOW = """
 import sys, time

@@ -29,7 +29,7 @@ from onnxviz.forward.ranges import Range
 from onnxviz.forward.responses import Responses, taken
 from onnxviz.forward.topk import ChannelStats, TopK
 from onnxviz.images.urls import masked
-from onnxviz.job import Job, fed
+from onnxviz.scans.job import Job, fed
 
 __all__ = ["SUFFIX", "Origin", "SavedScan", "versions"]
 
@@ -131,8 +131,10 @@ class SavedScan:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, self.to_bytes())
         except OSError as error:
+            # Where it came through `files.writing`, the system's own word is behind it.
+            reason = getattr(error.__cause__ or error, "strerror", None) or error
             raise AtlasError(
-                f"{path}: the scan cannot be saved ({error.strerror or error}); what was saved before is kept."
+                f"{path}: the scan cannot be saved ({reason}); what was saved before is kept."
             ) from error
 
     @classmethod

@@ -20,14 +20,14 @@ from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.progress import Progress
-from onnxviz.saved import SavedScan
+from onnxviz.scans.saved import SavedScan
 from onnxviz.setup import open_setup
-from tests.fleet import BATCH, Command, cluster, data, environment, until
 from tests.images.serving import serving
 from tests.model.nets import small
+from tests.scans.fleet import BATCH, Command, cluster, data, environment, until
 
 pytest.importorskip("distributed")
-cluster_module = pytest.importorskip("onnxviz.cluster")
+cluster_module = pytest.importorskip("onnxviz.scans.cluster")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 
 IMAGES, BROKEN = 160, (5, 101)

@@ -13,8 +13,8 @@ from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
 from onnxviz.images.urls import masked
-from onnxviz.job import Job
-from onnxviz.saved import SUFFIX, Origin, SavedScan, versions
+from onnxviz.scans.job import Job
+from onnxviz.scans.saved import SUFFIX, Origin, SavedScan, versions
 
 __all__ = ["SAVE_EVERY", "Run", "merge_parts", "scan_file"]
 

@@ -1,6 +1,6 @@
 """Real runs that are killed at random moments go on to the bytes of one that was left alone.
 
-``python -m tests.kills --count 100`` does the same more often.
+``python -m tests.scans.kills --count 100`` does the same more often.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from onnxviz.saved import SavedScan
-from tests.kills import Trial, campaign
+from onnxviz.scans.saved import SavedScan
+from tests.scans.kills import Trial, campaign
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals between processes")
 

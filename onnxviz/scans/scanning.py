@@ -8,8 +8,8 @@ from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
 from onnxviz.forward.scan import Scanner, check_images, check_options, workload
 from onnxviz.progress import SCANNING, Progress
-from onnxviz.runs import SAVE_EVERY, Run
-from onnxviz.saved import SavedScan
+from onnxviz.scans.runs import SAVE_EVERY, Run
+from onnxviz.scans.saved import SavedScan
 from onnxviz.setup import Setup
 
 __all__ = ["run_scan", "shard_range"]
@@ -47,7 +47,7 @@ def run_scan(
     if workers is not None and workers < 1:
         raise UsageError(f"The workers must be 1 or more, not {workers}.")
     if cluster is not None:
-        from onnxviz.cluster import scan_on_cluster  # if Dask is not there, nothing is begun
+        from onnxviz.scans.cluster import scan_on_cluster  # if Dask is not there, nothing is begun
     batch = batch_size or workload(setup.network, setup.layers, setup.total).batch
     whole = shard_range(setup.total, *shard, batch) if shard else (0, setup.total)
     saved = None
@@ -80,7 +80,7 @@ def run_scan(
         if saved and cluster is not None:
             part = scan_on_cluster(saved, cluster, batch, progress=progress, save=save, every=save_every)
         elif saved and workers is not None:
-            from onnxviz.workers import scan_in_processes
+            from onnxviz.scans.workers import scan_in_processes
 
             part = scan_in_processes(saved, workers, batch, progress=progress, save=save, every=save_every)
         else:

@@ -1,4 +1,4 @@
-"""``python -m tests.kills``: end real runs at random moments, let them go on, and compare with one left alone."""
+"""``python -m tests.scans.kills``: end real runs at random moments, let them go on, and compare with one left alone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from onnxviz.forward import ranges
-from onnxviz.saved import SavedScan
+from onnxviz.scans.saved import SavedScan
 from tests.model.nets import small, write
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CODES = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}
 INTERVAL = 0.1
 """Seconds between two times that a scan is saved."""
@@ -200,7 +200,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def main() -> int:
     """Run campaigns and print what came of them."""
-    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.scans.kills", description=__doc__)
     parser.add_argument("--count", type=int, default=100, help="ends by each signal, for each command")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--signal", choices=list(CODES), action="append", help="only this one; repeats")

@@ -25,12 +25,12 @@ from onnxviz.forward.part import Part
 from onnxviz.forward.responses import Responses, capacity, taken
 from onnxviz.forward.topk import ChannelStats, TopK
 from onnxviz.images.fingerprint import Fingerprint
-from onnxviz.job import Job
 from onnxviz.progress import Progress
-from onnxviz.runs import Run, merge_parts, scan_file
-from onnxviz.saved import SavedScan
-from tests import scans
+from onnxviz.scans.job import Job
+from onnxviz.scans.runs import Run, merge_parts, scan_file
+from onnxviz.scans.saved import SavedScan
 from tests.model.nets import build, conv_weights, node, small, write
+from tests.scans import synthetic
 
 OPTIONS: dict[str, Any] = {"layers": ["conv1", "relu2", "fc1"], "top": 4, "provider": "cpu", "batch_size": 4}
 
@@ -122,7 +122,7 @@ def test_a_finished_one_is_not_scanned_again(base, whole, monkeypatch):
     def never(*_: object, **__: object) -> None:
         pytest.fail("it was scanned again")
 
-    monkeypatch.setattr("onnxviz.scanning.Scanner", never)
+    monkeypatch.setattr("onnxviz.scans.scanning.Scanner", never)
     told = Told()
     before = whole.stat().st_mtime_ns
     found = _scan(base, whole, progress=told)
@@ -321,10 +321,10 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     "image": ({"image": "y"}, "the image input was x (now y)"),
     "size": ({"size": (12, 14)}, "the size of images was 12×12 (now 12×14)"),
     "provider": ({"provider": "cuda"}, "the provider was cpu (now cuda)"),
-    "layers": ({"layers": scans.LAYERS[:1]}, "the layers were conv1, fc1 (now conv1)"),
-    "layers-order": ({"layers": scans.LAYERS[::-1]}, "the layers were conv1, fc1 (now fc1, conv1)"),
+    "layers": ({"layers": synthetic.LAYERS[:1]}, "the layers were conv1, fc1 (now conv1)"),
+    "layers-order": ({"layers": synthetic.LAYERS[::-1]}, "the layers were conv1, fc1 (now fc1, conv1)"),
     "layers-size": (
-        {"layers": (scans.layer("conv1", 2, (4, 3)), scans.VECTOR)},
+        {"layers": (synthetic.layer("conv1", 2, (4, 3)), synthetic.VECTOR)},
         "the layers' sizes were others",
     ),
     "top": ({"top": 5}, "--top was 4 (now 5)"),
@@ -336,14 +336,17 @@ JOBS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "times": ({"data": Fingerprint("c" * 64, "f" * 64)}, "image files have changed since"),
     "feeds": ({"feeds": (("scale", "0"),)}, "values fed to other inputs were others"),
-    "preprocess": ({"preprocess": replace(scans.RECIPE, mean=(0.5, 0.4, 0.31))}, "the preprocessing was "),
-    "resize": ({"preprocess": replace(scans.RECIPE, resize="pad")}, "the preprocessing was "),
+    "preprocess": (
+        {"preprocess": replace(synthetic.RECIPE, mean=(0.5, 0.4, 0.31))},
+        "the preprocessing was ",
+    ),
+    "resize": ({"preprocess": replace(synthetic.RECIPE, resize="pad")}, "the preprocessing was "),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), JOBS.values(), ids=JOBS)
 def test_every_part_of_a_job_counts(change, message):
-    one = scans.job(8)
+    one = synthetic.job(8)
     other = replace(one, **change)
     found = one.differences(other, in_place=True)
     assert len(found) == 1
@@ -355,13 +358,13 @@ def test_no_part_of_a_job_was_forgotten():
     names = {"model", "data_set", "of"}  # names for people, and what the data set's content says, too
     tried = {name for change, _ in JOBS.values() for name in change}
     assert tried | names == set(Job.__dataclass_fields__)
-    one = scans.job(8)
+    one = synthetic.job(8)
     assert one.differences(replace(one, model="x", data_set="y"), in_place=True) == ()
     assert one.differences(replace(one, preprocess=replace(one.preprocess, origin="z")), in_place=True) == ()
 
 
 def test_times_count_only_where_the_images_lay():
-    one = scans.job(8)
+    one = synthetic.job(8)
     moved = replace(one, data=replace(one.data, times="f" * 64))
     assert one.differences(moved, in_place=False) == ()
 
@@ -371,15 +374,15 @@ def test_times_count_only_where_the_images_lay():
 
 def _begin(path: Path, job: Job, **options: Any) -> tuple[SavedScan, list[str]]:
     notes: list[str] = []
-    return Run(path).begin(job, scans.ORIGIN, note=notes.append, **options), notes
+    return Run(path).begin(job, synthetic.ORIGIN, note=notes.append, **options), notes
 
 
-VALUES = scans.activations(np.random.default_rng(8), 64)
+VALUES = synthetic.activations(np.random.default_rng(8), 64)
 
 
 def test_a_finished_scan_of_another_job_gives_way_where_it_may(tmp_path):
-    other = scans.job(64, top=3)
-    scans.saved(scans.job(64), VALUES).write(tmp_path / "run" / "scan.atlas")
+    other = synthetic.job(64, top=3)
+    synthetic.saved(synthetic.job(64), VALUES).write(tmp_path / "run" / "scan.atlas")
     with pytest.raises(UsageError, match=r"--top was 4 \(now 3\)"):
         _begin(tmp_path / "run", other)
     found, notes = _begin(tmp_path / "run", other, replace_finished=True)
@@ -390,17 +393,19 @@ def test_a_finished_scan_of_another_job_gives_way_where_it_may(tmp_path):
 @pytest.mark.parametrize("shard", [None, (1, 2)], ids=["unfinished", "a-part"])
 def test_an_unfinished_one_gives_way_to_nothing(tmp_path, shard):
     range_ = (0, 32) if shard else (0, 64)
-    scans.saved(scans.job(64), VALUES, 0, 32, range_=range_, shard=shard).write(tmp_path / "scan.atlas")
+    synthetic.saved(synthetic.job(64), VALUES, 0, 32, range_=range_, shard=shard).write(
+        tmp_path / "scan.atlas"
+    )
     with pytest.raises(UsageError, match=r"--top was 4 \(now 3\)"):
-        _begin(tmp_path, scans.job(64, top=3), replace_finished=True)
+        _begin(tmp_path, synthetic.job(64, top=3), replace_finished=True)
 
 
 def test_a_damaged_one_is_set_aside_and_the_one_before_it_taken(tmp_path):
     run = Run(tmp_path)
-    job = scans.job(64)
-    run.begin(job, scans.ORIGIN, note=print)
-    run.save(scans.counted(job, VALUES, 0, 16))
-    run.save(scans.counted(job, VALUES, 0, 32))
+    job = synthetic.job(64)
+    run.begin(job, synthetic.ORIGIN, note=print)
+    run.save(synthetic.counted(job, VALUES, 0, 16))
+    run.save(synthetic.counted(job, VALUES, 0, 32))
     assert _names(tmp_path) == [".scan.atlas.before", "scan.atlas"]
     data = bytearray((tmp_path / "scan.atlas").read_bytes())
     data[len(data) // 2] ^= 4
@@ -418,7 +423,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_taken(tmp_path):
 def test_when_both_are_damaged_it_starts_over(tmp_path):
     for name in ("scan.atlas", ".scan.atlas.before", "scan.atlas.damaged-1"):
         (tmp_path / name).write_text(name)
-    found, notes = _begin(tmp_path, scans.job(64))
+    found, notes = _begin(tmp_path, synthetic.job(64))
     assert found.part.done == ()
     assert len(notes) == 2
     assert {name: (tmp_path / name).read_text() for name in _names(tmp_path)} == {
@@ -430,18 +435,18 @@ def test_when_both_are_damaged_it_starts_over(tmp_path):
 
 def test_a_damaged_one_is_never_lost_to_a_kill(tmp_path, monkeypatch):
     """The one before it has the name of the scan before anything is written."""
-    job = scans.job(64)
-    scans.saved(job, VALUES, 0, 16, range_=(0, 64)).write(tmp_path / ".scan.atlas.before")
+    job = synthetic.job(64)
+    synthetic.saved(job, VALUES, 0, 16, range_=(0, 64)).write(tmp_path / ".scan.atlas.before")
     (tmp_path / "scan.atlas").write_bytes(b"onnxviz scan 1\n")
     run = Run(tmp_path)
-    run.begin(job, scans.ORIGIN, note=lambda _: None)
+    run.begin(job, synthetic.ORIGIN, note=lambda _: None)
 
     def killed(*_: object) -> None:
         raise SystemExit
 
-    monkeypatch.setattr("onnxviz.saved.write_durably", killed)
+    monkeypatch.setattr("onnxviz.scans.saved.write_durably", killed)
     with pytest.raises(SystemExit):
-        run.save(scans.counted(job, VALUES, 0, 32))
+        run.save(synthetic.counted(job, VALUES, 0, 32))
     assert SavedScan.read(tmp_path / "scan.atlas").part.done == ((0, 16),)
 
 
@@ -456,18 +461,18 @@ def test_what_cannot_be_read_is_not_taken_for_damage(tmp_path, kind):
         head, body = b"onnxviz scan 2", b"of the future"
         path.write_bytes(b"\n".join((head, hashlib.sha256(head + body).hexdigest().encode(), body)))
     with pytest.raises(AtlasError, match=r"cannot be read|has format 2"):
-        _begin(tmp_path, scans.job(64))
+        _begin(tmp_path, synthetic.job(64))
     assert _names(tmp_path) == ["scan.atlas"]
 
 
 def test_what_killed_ones_left_does_not_pile_up(tmp_path):
-    job = scans.job(64)
+    job = synthetic.job(64)
     for name in (".scan.atlas.part", ".scan.atlas.before"):
         (tmp_path / name).write_bytes(b"cut off")
-    scans.saved(job, VALUES, 0, 32, range_=(0, 64)).write(tmp_path / "scan.atlas")
+    synthetic.saved(job, VALUES, 0, 32, range_=(0, 64)).write(tmp_path / "scan.atlas")
     run = Run(tmp_path)
-    run.begin(job, scans.ORIGIN, note=lambda _: None)
-    run.save(scans.counted(job, VALUES, 0, 64))
+    run.begin(job, synthetic.ORIGIN, note=lambda _: None)
+    run.save(synthetic.counted(job, VALUES, 0, 64))
     assert _names(tmp_path) == ["scan.atlas"]
     (tmp_path / ".scan.atlas.before").write_bytes(b"cut off")
     _begin(tmp_path, job)
@@ -483,8 +488,8 @@ def test_a_scan_without_a_readable_image_leaves_nothing(base, tmp_path):
 
 
 def test_other_versions_are_told(tmp_path):
-    scans.saved(scans.job(64), VALUES, 0, 32, range_=(0, 64)).write(tmp_path / "x.atlas")
-    _, notes = _begin(tmp_path / "x.atlas", scans.job(64))
+    synthetic.saved(synthetic.job(64), VALUES, 0, 32, range_=(0, 64)).write(tmp_path / "x.atlas")
+    _, notes = _begin(tmp_path / "x.atlas", synthetic.job(64))
     assert notes[1].startswith("It was made with onnxviz 0, numpy 0; here is onnxviz ")
 
 
@@ -588,9 +593,9 @@ def test_any_number_of_shards(base, tmp_path, of):
 
 
 def test_every_grouping_of_parts_is_the_same():
-    job = scans.job(64)
+    job = synthetic.job(64)
     ends = [0, 5, 20, 33, 64]
-    pieces = [scans.counted(job, VALUES, *ends[i : i + 2], broken=(4, 40)) for i in range(4)]
+    pieces = [synthetic.counted(job, VALUES, *ends[i : i + 2], broken=(4, 40)) for i in range(4)]
     found = set()
     for a, b, c, d in itertools.permutations(pieces):
         for part in (
@@ -598,16 +603,18 @@ def test_every_grouping_of_parts_is_the_same():
             a.merge(b).merge(c.merge(d)),
             a.merge(b.merge(c).merge(d)),
         ):
-            found.add(SavedScan(job, scans.ORIGIN, (0, 64), part, ()).to_bytes())
-    found.add(scans.saved(job, VALUES, broken=(4, 40), versions=()).to_bytes())
+            found.add(SavedScan(job, synthetic.ORIGIN, (0, 64), part, ()).to_bytes())
+    found.add(synthetic.saved(job, VALUES, broken=(4, 40), versions=()).to_bytes())
     assert len(found) == 1
 
 
 def test_the_first_images_part_says_where_all_was(tmp_path):
-    job = scans.job(64)
+    job = synthetic.job(64)
     for number in range(4):
-        origin = replace(scans.ORIGIN, images=f"/machine{number}/photos")
-        one = scans.saved(job, VALUES, 16 * number, 16 * number + 16, shard=(number + 1, 4), origin=origin)
+        origin = replace(synthetic.ORIGIN, images=f"/machine{number}/photos")
+        one = synthetic.saved(
+            job, VALUES, 16 * number, 16 * number + 16, shard=(number + 1, 4), origin=origin
+        )
         one.write(tmp_path / f"{number}.atlas")
     wholes = [merge_parts(_paths(tmp_path, *order)) for order in itertools.permutations(range(4))]
     assert {one.origin.images for one in wholes} == {"/machine0/photos"}
@@ -701,9 +708,9 @@ def test_a_full_disk_leaves_what_was_there(base, parts, tmp_path, monkeypatch):
 
 
 def test_parts_of_several_versions_are_noted(tmp_path):
-    job = scans.job(64)
-    scans.saved(job, VALUES, 0, 32, shard=(1, 2), versions=("numpy 1",)).write(tmp_path / "1.atlas")
-    scans.saved(job, VALUES, 32, 64, shard=(2, 2), versions=("numpy 2",)).write(tmp_path / "2.atlas")
+    job = synthetic.job(64)
+    synthetic.saved(job, VALUES, 0, 32, shard=(1, 2), versions=("numpy 1",)).write(tmp_path / "1.atlas")
+    synthetic.saved(job, VALUES, 32, 64, shard=(2, 2), versions=("numpy 2",)).write(tmp_path / "2.atlas")
     merged = merge_parts(_paths(tmp_path, 2, 1))
     assert merged.versions == ("numpy 1", "numpy 2")
     assert merged.told.notes == ("The scan was made with different versions: numpy 1; numpy 2.",)
@@ -754,7 +761,7 @@ def test_ten_million_images_in_a_thousand_parts(tmp_path):
     """Within 1 GiB, to what a plain sort of all values gives; ties go to the first image."""
     values = np.random.default_rng(1).integers(-(1 << 19), 1 << 20, (IMAGES, 2)) / np.float32(1024)
     values = values.astype(np.float32)
-    job = scans.job(IMAGES, [scans.layer("fc1", 2)], top=9)
+    job = synthetic.job(IMAGES, [synthetic.layer("fc1", 2)], top=9)
     (tmp_path / "parts").mkdir()
     size = IMAGES // SHARDS
     names = list(range(SHARDS))
@@ -762,7 +769,7 @@ def test_ten_million_images_in_a_thousand_parts(tmp_path):
     for number, name in enumerate(names):
         start = number * size
         part = _part_of(job, values[start : start + size], start)
-        one = SavedScan(job, scans.ORIGIN, (start, start + size), part, ("v",), (number + 1, SHARDS))
+        one = SavedScan(job, synthetic.ORIGIN, (start, start + size), part, ("v",), (number + 1, SHARDS))
         (tmp_path / "parts" / f"{name:04}.atlas").write_bytes(one.to_bytes())
     begun = time.monotonic()
     done = subprocess.run(
@@ -806,13 +813,13 @@ def test_those_parts_are_as_a_scan_would_make_them():
     from onnxviz.forward.part import BatchResult, Tally
 
     values = np.random.default_rng(2).integers(-9, 99, (3000, 2)).astype(np.float32)
-    job = scans.job(5000, [scans.layer("fc1", 2)], top=9)
+    job = synthetic.job(5000, [synthetic.layer("fc1", 2)], top=9)
     tally = Tally(job.layers, job.rank, Part.empty(job.layers, job.top))
     for first in range(0, 3000, 100):
         rows = np.arange(first, first + 100)
         tally.add(BatchResult((1000 + first, 1100 + first), {"fc1:0:vector": values[rows]}, 1000 + rows))
     made = [
-        SavedScan(job, scans.ORIGIN, (1000, 4000), part, ()).to_bytes()
+        SavedScan(job, synthetic.ORIGIN, (1000, 4000), part, ()).to_bytes()
         for part in (tally.part(), _part_of(job, values, 1000))
     ]
     assert made[0] == made[1]

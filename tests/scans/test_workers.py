@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from onnxviz import analysis, workers
+from onnxviz import analysis
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.progress import Progress
-from onnxviz.saved import SavedScan
+from onnxviz.scans import workers
+from onnxviz.scans.saved import SavedScan
+from onnxviz.scans.workers import Pieces, scan_in_processes
 from onnxviz.setup import open_setup
-from onnxviz.workers import Pieces, scan_in_processes
-from tests.fleet import BATCH, Command, alive, children, data, environment, until
 from tests.model.nets import small, write
+from tests.scans.fleet import BATCH, Command, alive, children, data, environment, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
 

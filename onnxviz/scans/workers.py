@@ -30,7 +30,7 @@ from onnxviz.forward.ranges import Range
 from onnxviz.interrupts import held_interrupts
 from onnxviz.progress import Progress
 from onnxviz.runtime import cores, gpus
-from onnxviz.saved import SavedScan
+from onnxviz.scans.saved import SavedScan
 
 if TYPE_CHECKING:
     from onnxviz.forward.scan import Scanner
@@ -367,7 +367,7 @@ class _Pool:
 _LACK = ", often a lack of memory"
 _BEGIN = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "task = pickle.load(sys.stdin.buffer); from onnxviz.workers import serve; serve(*task)"
+    "task = pickle.load(sys.stdin.buffer); from onnxviz.scans.workers import serve; serve(*task)"
 )
 """What a process runs; unlike multiprocessing's, it does not import the program that started it."""
 

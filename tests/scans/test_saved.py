@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 from onnxviz import files
 from onnxviz.errors import AtlasError, DamagedError
 from onnxviz.forward.part import Part
-from onnxviz.saved import Origin, SavedScan, versions
-from tests import scans
+from onnxviz.scans.saved import Origin, SavedScan, versions
+from tests.scans import synthetic
 
-VALUES = scans.activations(np.random.default_rng(3), 40)
+VALUES = synthetic.activations(np.random.default_rng(3), 40)
 FEEDS = {"scale": np.array(2.0, np.float32), "sizes": np.arange(6, dtype=">i8").reshape(2, 3)[:, ::-1]}
 
 
 def _whole(**options: Any) -> SavedScan:
-    return scans.saved(scans.job(40), VALUES, broken=(3, 17), **options)
+    return synthetic.saved(synthetic.job(40), VALUES, broken=(3, 17), **options)
 
 
 WHOLE = _whole().to_bytes()
@@ -54,7 +54,7 @@ def _same(one: SavedScan, other: SavedScan) -> None:
 
 
 ORIGINS = {
-    "plain": scans.ORIGIN,
+    "plain": synthetic.ORIGIN,
     "samples": Origin("net.onnx", None),
     "labels": Origin("/m/net.onnx", "/data", ("cat", "d\N{LATIN SMALL LETTER O WITH DIAERESIS}g", "\ud800")),
     "no-labels": Origin("/m/net.onnx", "/data", ()),
@@ -76,16 +76,16 @@ def test_it_comes_back_as_it_was(tmp_path, origin, shard):
 
 
 def test_values_of_other_inputs_come_back():
-    from onnxviz.job import fed
+    from onnxviz.scans.job import fed
 
-    job = scans.job(40, feeds=fed(FEEDS))
-    there = scans.saved(job, VALUES, origin=replace(scans.ORIGIN, feeds=FEEDS))
+    job = synthetic.job(40, feeds=fed(FEEDS))
+    there = synthetic.saved(job, VALUES, origin=replace(synthetic.ORIGIN, feeds=FEEDS))
     _same(there, SavedScan.from_bytes(there.to_bytes(), "x"))
 
 
 def test_a_scan_that_has_just_begun():
-    job = scans.job(40)
-    there = SavedScan(job, scans.ORIGIN, (0, 40), Part.empty(job.layers, job.top), ())
+    job = synthetic.job(40)
+    there = SavedScan(job, synthetic.ORIGIN, (0, 40), Part.empty(job.layers, job.top), ())
     back = SavedScan.from_bytes(there.to_bytes(), "x")
     _same(there, back)
     assert back.todo == ((0, 40),)
@@ -93,11 +93,11 @@ def test_a_scan_that_has_just_begun():
 
 
 def test_what_is_left_to_do():
-    job = scans.job(40)
-    one = scans.saved(job, VALUES, 8, 16, range_=(8, 24), shard=(2, 3))
+    job = synthetic.job(40)
+    one = synthetic.saved(job, VALUES, 8, 16, range_=(8, 24), shard=(2, 3))
     assert one.todo == ((16, 24),)
     assert not one.finished
-    done = scans.saved(job, VALUES, 8, 24, shard=(2, 3))
+    done = synthetic.saved(job, VALUES, 8, 24, shard=(2, 3))
     assert done.finished
     assert not done.whole
 
@@ -150,7 +150,7 @@ URLS = [
 
 @pytest.mark.parametrize("url", URLS)
 def test_secrets_of_urls_are_not_in_the_file(url):
-    there = _whole(origin=replace(scans.ORIGIN, images=url))
+    there = _whole(origin=replace(synthetic.ORIGIN, images=url))
     assert b"secret" not in there.to_bytes()
     assert "***" in (SavedScan.from_bytes(there.to_bytes(), "x").origin.images or "")
     assert SavedScan.from_bytes(there.to_bytes(secrets=True), "x").origin.images == url
@@ -549,7 +549,7 @@ def test_a_failing_disk_leaves_the_former_file(tmp_path, monkeypatch, step):
 
         monkeypatch.setattr(Path, "open", opened)
     with pytest.raises(AtlasError, match=r"No space left on device.*kept"):
-        scans.saved(scans.job(40), VALUES, 0, 8).write(path)
+        synthetic.saved(synthetic.job(40), VALUES, 0, 8).write(path)
     monkeypatch.undo()
     assert path.read_bytes() == WHOLE
     assert [one.name for one in tmp_path.iterdir()] == ["x.atlas"]
@@ -592,7 +592,9 @@ def test_a_disk_that_is_really_full(small_disk):
     assert len(WHOLE) < 16_000
     _whole().write(path)
     (small_disk / "others").write_bytes(bytes(60_000 - (len(WHOLE) + 4095) // 4096 * 4096))
-    large = scans.saved(scans.job(40), VALUES, origin=replace(scans.ORIGIN, labels=("x" * 60_000,)))
+    large = synthetic.saved(
+        synthetic.job(40), VALUES, origin=replace(synthetic.ORIGIN, labels=("x" * 60_000,))
+    )
     with pytest.raises(AtlasError, match="No space left on device"):
         large.write(path)
     assert path.read_bytes() == WHOLE

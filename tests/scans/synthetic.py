@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnxviz.forward.part import BatchResult, Part, Skip, Tally
 from onnxviz.images.fingerprint import Fingerprint
 from onnxviz.images.preprocess import Preprocess
-from onnxviz.job import Job
 from onnxviz.model.layers import Layer
-from onnxviz.saved import Origin, SavedScan
+from onnxviz.scans.job import Job
+from onnxviz.scans.saved import Origin, SavedScan
 
 Array = NDArray[Any]
 
