@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     options = ["--workers", str(given.workers)] if given.workers else []
-    print(f"{'command':9}{'signal':9}{'ends':>5}  {'images saved':24}in the phases")
+    print(f"{'command':9}{'signal':9}{'ends':>5}  {'images saved':32}in the phases")
     with tempfile.TemporaryDirectory() as folder:
         for command in given.command or ("scan", "analyze"):
             trial = Trial(Path(folder) / command, command, given.images, options)
@@ -221,7 +221,7 @@ def main() -> int:
                 saved = sorted(end.saved for end in ends)
                 shown = f"{saved[0]:,} to {saved[-1]:,}, half {saved[len(saved) // 2]:,}"
                 where = ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
-                print(f"{command:9}{name:9}{len(ends):5}  {shown:24}{where}", flush=True)
+                print(f"{command:9}{name:9}{len(ends):5}  {shown:32}{where}", flush=True)
     print("Every run went on to the same bytes as one that nobody ended.")
     return 0
 
