@@ -233,3 +233,31 @@ def test_a_check_warns_of_nothing_itself(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check(path, DECONVNET).problem is None
+
+
+def test_projecting_that_no_memory_holds(tmp_path, monkeypatch):
+    net = onnxviz.load(
+        write(tmp_path / "m.onnx", build([CONV], {"w": W["w"]}, outputs=["a"])), provider="cpu"
+    )
+
+    def exhausted(*arguments):
+        raise MemoryError("Unable to allocate 16.0 GiB")
+
+    monkeypatch.setattr("onnxviz.reverse.project.Program", exhausted)
+    with pytest.raises(ModelError, match=r"m\.onnx: projecting conv .*more memory.*16\.0 GiB.*--size"):
+        net.project_units(np.ones((1, 3, 12, 12), np.float32), "conv", [(0, 0, 1, 1)])
+
+
+@pytest.mark.parametrize("engine", ["stages", "numpy"])
+def test_a_resize_that_no_memory_holds(tmp_path, engine):
+    """A signal of 32,768 samples made 65,536 long: the pictures are small, the matrix of shares is not."""
+    nodes = [
+        node("Resize", "x - scales", "r", "resized", mode="linear"),
+        node("Conv", "r w", "y", "conv"),
+    ]
+    weights = {"scales": np.array([1, 1, 2], np.float32), "w": np.ones((2, 1, 1), np.float32)}
+    model = build(nodes, weights, x=(1, 1, 32768), outputs=["y"], opset=13)
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu", engine=engine)
+    x = np.ones(net.image.shape(1, net.size), np.float32)
+    with pytest.raises(ModelError, match=r"projecting conv .*more memory.*32,768 to 65,536 takes 17\.2 GB"):
+        net.project_units(x, "conv", [(0, 0, 0, 1)])

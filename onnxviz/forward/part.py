@@ -191,7 +191,8 @@ class Tally:
         together = np.add.reduceat(np.where(finite, np.maximum(score, 0), 0), self._starts, 1, np.float64)
         some = np.logical_or.reduceat(finite, self._starts, axis=1)
         together = np.where(some, together, np.nan)
-        self._overall.add(together, together, images, np.zeros(together.shape, np.int64))
+        largest = np.clip(together, None, np.finfo(np.float32).max)  # what its place can hold
+        self._overall.add(together, largest, images, np.zeros(together.shape, np.int64))
         self._stats = self._stats.merge(ChannelStats.of_batch(values, 0))
         self._responses.add(images, np.where(finite, values["max"], np.float32(np.nan)))
 

@@ -453,7 +453,9 @@ def _rename_graph(graph: GraphProto, outer: Mapping[str, str], rename: Callable[
 def _scalar(facts: Facts, name: str) -> int | None:
     """The value of a known condition or count."""
     value = facts.value(name)
-    return int(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    if value is None or value.size != 1 or value.dtype.kind not in "biu":
+        return None
+    return int(value.reshape(-1)[0])
 
 
 def _small_shape(value: ValueInfoProto) -> tuple[int, ...]:

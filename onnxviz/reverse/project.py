@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from onnxviz.errors import UnitError, UsageError
+from onnxviz.errors import ModelError, UnitError, UsageError
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import Node
 from onnxviz.model.inputs import ImageInput
@@ -247,6 +247,15 @@ class Projector:
                     future.cancel()
 
     def _run(self, seed: Array, recording: Recording, units: Units) -> Array:
+        try:
+            return self._answer(seed, recording, units)
+        except MemoryError as error:
+            raise ModelError(
+                f"{self._path}: projecting {self.layer} needs more memory than there is ({error}). Choose an earlier "
+                "layer, or smaller images with --size."
+            ) from error
+
+    def _answer(self, seed: Array, recording: Recording, units: Units) -> Array:
         seeds, source = {self.layer.tensor: seed}, self.image.name
         if self.engine == "numpy":
             return run(self.plan, seeds, recording, units, [source])[source]

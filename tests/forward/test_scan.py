@@ -505,3 +505,16 @@ def test_channels_last_and_bytes(tmp_path, provider):
     for channel in range(4):
         order = sorted(range(15), key=lambda i: (-maps[i, channel].max(), i))[:9]
         assert [hit.image for hit in result.layers[0].topk.hits(channel)] == order
+
+
+def test_channels_together_may_be_more_than_float32_holds(tmp_path, recipe):
+    """Of each of 400 channels every number and every sum is finite."""
+    weights = {"w": np.full((400, 3, 1, 1), 6e35, np.float32)}
+    model = build([node("Conv", "x w", "y", "conv1")], weights, x=("N", 3, 12, 12), outputs=["y"])
+    net = onnxviz.load(write(tmp_path / "m.onnx", model), provider="cpu")
+    images = np.ones((3, 3, 12, 12), np.float32) * np.array([0.3, 0.9, 0.6], np.float32).reshape(3, 1, 1, 1)
+    one = _scan(net, recipe, _source(images), names=["conv1"]).layers[0]
+    hits = one.overall.hits(0)
+    assert [hit.image for hit in hits] == [1, 2, 0]
+    assert hits[0].score == pytest.approx(400 * 1.62e36, rel=1e-5)
+    assert np.isfinite([hit.activation for hit in hits]).all()

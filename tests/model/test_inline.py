@@ -562,3 +562,12 @@ def test_a_specialised_model_shares_weights_and_facts(tmp_path):
     assert (settled.path, settled.sha256, settled.metadata) == (file.path, file.sha256, {"a": "b"})
     assert (settled.producer_name, settled.opset) == ("maker", 17)
     assert "two" in settled.constants and "two" not in file.constants
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.float32])
+def test_a_count_that_is_no_whole_number_is_not_known(tmp_path, dtype):
+    """Such a file is none that onnxruntime runs; nothing is made of it, and nothing is warned of."""
+    add = [node("Add", "v x", "v1", "add")]
+    loop = model([_loop("m - x", "y", _body(add, "v1", "v"))], {"m": np.array([3], dtype)})
+    file = opened(tmp_path, loop)
+    assert any(one.op == "Loop" for one in file.graph.nodes)

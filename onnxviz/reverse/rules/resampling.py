@@ -18,6 +18,9 @@ from onnxviz.reverse.rules.registry import Cotangents, Step, constant_inputs, re
 _TIE = 1e-6
 """onnxruntime counts coordinates as close as this to the middle of two positions as there."""
 
+_LARGEST_MATRIX = 1 << 28
+"""Elements, 2 GiB: axes of 16,384 positions, resized to as many. A hostile file can ask for any size."""
+
 
 def _parameter_inputs(node: Node) -> dict[str, int]:
     """Which of a Resize's parameters the coordinates depend on beyond both sizes, and in which inputs they are."""
@@ -63,7 +66,13 @@ def _parameter(step: Step, name: str, index: int) -> tuple[float, ...]:
 
 
 def _resize_matrix(step: Step, size: int, out: int, scale: float, roi: tuple[float, float]) -> Array:
-    """(out, size) what each position of the resized axis takes from each of the original."""
+    """(out, size) what each position of the resized axis takes from each of the original.
+
+    Raises:
+        MemoryError: it would be larger than `_LARGEST_MATRIX`.
+    """
+    if out * size > _LARGEST_MATRIX:
+        raise MemoryError(f"resizing an axis from {size:,} to {out:,} takes {8 * out * size / 1e9:.1f} GB")
     attrs, mode = step.node.attrs, step.attr("mode")
     # Which position is nearest can hang on a rounding: then it is that of onnxruntime's float32.
     kind = np.float32 if mode == "nearest" else np.float64
