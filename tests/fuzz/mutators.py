@@ -243,6 +243,10 @@ def _scan_member(data: bytes, rng: Random) -> bytes:
         return plain(data, rng)
     if array.dtype != np.uint8 or not array.tobytes().startswith(b"{"):
         return array_file(data, rng)
+    try:
+        text = json_text(array.tobytes(), rng)
+    except ValueError:  # likewise
+        return array_file(data, rng)
     stream = io.BytesIO()
-    np.save(stream, np.frombuffer(json_text(array.tobytes(), rng), np.uint8))
+    np.save(stream, np.frombuffer(text, np.uint8))
     return stream.getvalue()

@@ -197,7 +197,7 @@ def test_arrays(request: pytest.FixtureRequest, tmp_path: Path, base: str, kind:
 BAD_ARRAYS = {
     "junk": (b"junk", "not a NumPy array file"),
     "short": (b"", "fewer than the 6 rows"),
-    "objects": (b"", "array of objects"),
+    "objects": (b"", "holds Python objects"),
     "columns first": (b"", "Fortran order"),
 }
 

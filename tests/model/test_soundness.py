@@ -442,7 +442,7 @@ def test_a_layer_whose_channels_hang_on_the_number_of_images(tmp_path):
     nodes = [CONV, node("Conv", "a a", "y", "odd")]
     path = write(tmp_path / "m.onnx", build(nodes, W))
     with pytest.raises(ModelError, match="does not treat images alike"):
-        onnxviz.analyze(path, layers=["odd"], limit=3, provider="cpu")
+        onnxviz.analyze(path, layers=["odd"], limit=3, batch_size=3, provider="cpu")
 
 
 def test_names_are_printed_as_text(tmp_path):
