@@ -261,3 +261,16 @@ def test_a_resize_that_no_memory_holds(tmp_path, engine):
     x = np.ones(net.image.shape(1, net.size), np.float32)
     with pytest.raises(ModelError, match=r"projecting conv .*more memory.*32,768 to 65,536 takes 17\.2 GB"):
         net.project_units(x, "conv", [(0, 0, 0, 1)])
+
+
+def test_a_pool_whose_next_window_would_be_far_away(tmp_path):
+    """One window on each axis: a stride of 2⁴⁰ is one of 1."""
+    found = []
+    for stride in (1, 1 << 40):
+        nodes = [CONV, node("MaxPool", "a", "y", "pool", kernel_shape=[10, 10], strides=[stride, stride])]
+        path = write(tmp_path / f"{stride}.onnx", build(nodes, {"w": W["w"]}, outputs=["y"]))
+        net = onnxviz.load(path, provider="cpu")
+        x = np.random.default_rng(3).normal(size=net.image.shape(2, net.size)).astype(np.float32)
+        found.append(net.project_units(x, "pool", [(0, 1, 0, 0), (1, 2, 0, 0)]).pixels)
+    assert found[0].any()
+    np.testing.assert_array_equal(found[0], found[1])

@@ -482,6 +482,8 @@ def single(value: Array) -> Array:
 def pool_switches(node: Node, x: Array, y: Array) -> Array:
     """Switches of a MaxPool (`kernels.switches`) from its input and output."""
     kernel, strides, dilations = (_ints(node, name) for name in ("kernel_shape", "strides", "dilations"))
+    # Where there is one window only, it does not matter how far it would be to the next: a file may say any number.
+    strides = tuple(1 if count == 1 else stride for count, stride in zip(y.shape[2:], strides, strict=True))
     return switches(x, y, kernel, strides, dilations, padding_begin(node, x.shape[2:]))
 
 
