@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxviz import facts
 from onnxviz.errors import ModelError, UsageError
-from onnxviz.forward.scan import check_options
+from onnxviz.forward.scan import Scanner, check_options
 from onnxviz.forward.session import choose_provider
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
@@ -55,6 +55,19 @@ class Setup:
     def total(self) -> int:
         """How many images are to be scanned."""
         return min(len(self.source.samples), self.limit or len(self.source.samples))
+
+    def scanner(self, batch: int, share: int | None = None) -> Scanner:
+        """What scans the images, so many a run, with all cores or a share of them."""
+        return Scanner(
+            self.network,
+            self.source,
+            self.layers,
+            self.preprocess,
+            rank=self.rank,
+            total=self.total,
+            batch_size=batch,
+            share=share,
+        )
 
     @cached_property
     def job(self) -> Job:

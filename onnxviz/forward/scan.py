@@ -9,17 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, tee
-from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.errors import AtlasError, ImageError, NoImagesError, UsageError
+from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import BatchResult, Part, Scan, Skip, Tally
 from onnxviz.forward.probes import layer_probes
 from onnxviz.forward.ranges import Range
+from onnxviz.forward.saving import Save, Saving
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import Source
 from onnxviz.interrupts import held_interrupts
@@ -172,7 +172,7 @@ class Scanner:
         todo: Sequence[Range],
         advanced: Callable[[int], None] | None = None,
         *,
-        save: Callable[[Part], object] | None = None,
+        save: Save | None = None,
         every: float = math.inf,
         skip: Callable[[str, str], None] | None = None,
     ) -> Part:
@@ -187,8 +187,7 @@ class Scanner:
         Raises:
             KeyboardInterrupt: on Ctrl-C, after ``save``.
         """
-        tally = self.tally(part)
-        saved_at = monotonic()
+        tally, saving = self.tally(part), Saving(save, every)
         try:
             # Closed whatever happens, so that no batch is running any more when the rest is saved.
             with held_interrupts() as check, closing(self.batches(todo, check)) as batches:
@@ -199,18 +198,17 @@ class Scanner:
                             skip(name, reason)
                     if advanced:
                         advanced(batch.done[1] - batch.done[0])
-                    if save and monotonic() - saved_at >= every:
-                        save(self.known(tally))
-                        saved_at = monotonic()
+                    if saving.due:
+                        saving.now(self.known(tally))
                     check()
-                if save:
-                    save(self.known(tally))
+                part = self.known(tally)
+                saving.now(part)
         except BaseException as error:
             # Whatever went wrong, what was counted is kept; but not what is half counted, by a second Ctrl-C.
-            if save and tally.whole and not isinstance(error, AtlasError):
-                save(self.known(tally))
+            if tally.whole and saving.wanted_after(error):
+                saving.now(self.known(tally))
             raise
-        return self.known(tally)
+        return part
 
     def tally(self, part: Part) -> Tally:
         """Something to count batches with, on top of what is known."""

@@ -18,10 +18,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from onnxviz.errors import AtlasError, OnnxvizError, UsageError
+from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
+from onnxviz.forward.saving import Save, Saving
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import ModelFile
 from onnxviz.progress import Progress
@@ -59,8 +60,6 @@ _MOST_LOST = 2
 _SCHEDULER_GONE = (
     "The connection to the cluster's scheduler is lost. The same command goes on from what is saved."
 )
-
-Save = Callable[[Part], object]
 
 
 def scan_on_cluster(
@@ -264,9 +263,7 @@ class _Kit(WorkerPlugin):  # type: ignore[misc]
     idempotent = True
 
     def __init__(self, job: str, saved: SavedScan, batch: int) -> None:
-        empty = Part.empty(saved.job.layers, saved.job.top)
-        kit = replace(saved, part=empty, versions=(versions(),)).to_bytes(secrets=True)
-        self.job, self.kit, self.batch = job, kit, batch
+        self.job, self.kit, self.batch = job, saved.kit(), batch
         self.model = Path(saved.origin.model).name
 
     def setup(self, worker: Any) -> None:
@@ -353,7 +350,7 @@ class _Scan:
         every: float,
     ) -> None:
         self._client, self._name, self._progress = client, name, progress
-        self._save, self._every, self._saved_at = save, every, monotonic()
+        self._saving = Saving(save, every)
         self._part = saved.part
         self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, max(every / 2, 1.0)))
         self._running: dict[str, _Result] = {}
@@ -373,13 +370,11 @@ class _Scan:
             self._show()
             if not (self._pieces or self._running):
                 self._collect()
-            elif self._save and monotonic() - self._saved_at >= self._every:
+            elif self._saving.due:
                 self._collect()
-                self._save(self._part)
-                self._saved_at = monotonic()
+                self._saving.now(self._part)
             check()
-        if self._save:
-            self._save(self._part)
+        self._saving.now(self._part)
         return self._part
 
     def keep(self, error: BaseException) -> None:
@@ -394,8 +389,8 @@ class _Scan:
             self._collect()
         with suppress(Exception):
             self._let_go(list(self._running))
-        if self._save and not isinstance(error, AtlasError):
-            self._save(self._part)
+        if self._saving.wanted_after(error):
+            self._saving.now(self._part)
 
     def _let_go(self, keys: Sequence[str]) -> None:
         """Forget tasks, here and on the cluster."""

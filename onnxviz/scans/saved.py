@@ -121,6 +121,11 @@ class SavedScan:
         head, body = b"%s%d" % (_HEAD, FORMAT), stream.getvalue()
         return b"\n".join((head, _checksum(head, body), body))
 
+    def kit(self) -> bytes:
+        """The job alone, and by which versions it is to be done, for whoever scans a part of it: not for a file."""
+        empty = Part.empty(self.job.layers, self.job.top)
+        return replace(self, part=empty, versions=(versions(),)).to_bytes(secrets=True)
+
     def write(self, path: Path) -> None:
         """Write the file; it is on the disk when this returns, and what was there before is kept until then.
 

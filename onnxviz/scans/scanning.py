@@ -6,7 +6,7 @@ from onnxviz.errors import NoImagesError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
-from onnxviz.forward.scan import Scanner, check_images, check_options, workload
+from onnxviz.forward.scan import check_images, check_options, workload
 from onnxviz.progress import SCANNING, Progress
 from onnxviz.scans.runs import SAVE_EVERY, Run
 from onnxviz.scans.saved import SavedScan
@@ -84,16 +84,7 @@ def run_scan(
 
             part = scan_in_processes(saved, workers, batch, progress=progress, save=save, every=save_every)
         else:
-            scanner = Scanner(
-                setup.network,
-                setup.source,
-                setup.layers,
-                setup.preprocess,
-                rank=setup.rank,
-                total=setup.total,
-                batch_size=batch,
-            )
-            part = scanner.scan(
+            part = setup.scanner(batch).scan(
                 part, todo, progress.advance, save=save, every=save_every, skip=progress.skipped
             )
     progress.finish()

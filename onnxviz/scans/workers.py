@@ -23,10 +23,11 @@ from multiprocessing.spawn import get_executable
 from time import monotonic
 from typing import IO, TYPE_CHECKING, Any
 
-from onnxviz.errors import AtlasError, OnnxvizError
+from onnxviz.errors import OnnxvizError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
+from onnxviz.forward.saving import Save, Saving
 from onnxviz.interrupts import held_interrupts
 from onnxviz.progress import Progress
 from onnxviz.runtime import cores, gpus
@@ -46,8 +47,6 @@ _LOOK = 0.2
 """Seconds between two looks at Ctrl-C."""
 _PATIENCE = 10.0
 """Seconds that processes get to give what they found when the scan is broken off."""
-
-Save = Callable[[Part], object]
 
 
 class Pieces:
@@ -90,21 +89,10 @@ def opened_scanner(kit: bytes, batch: int, share: int, model: str | None = None)
         share: cores that it may use.
         model: the model's path, if it is not where it was.
     """
-    from onnxviz.forward.scan import Scanner
     from onnxviz.setup import open_saved
 
     saved = SavedScan.from_bytes(kit, "the job")
-    setup = open_saved(saved, model=model, progress=Progress())
-    return Scanner(
-        setup.network,
-        setup.source,
-        setup.layers,
-        setup.preprocess,
-        rank=setup.rank,
-        total=setup.total,
-        batch_size=batch,
-        share=share,
-    )
+    return open_saved(saved, model=model, progress=Progress()).scanner(batch, share)
 
 
 def scan_in_processes(
@@ -211,9 +199,9 @@ class _Pool:
     def __init__(
         self, saved: SavedScan, workers: int, batch: int, progress: Progress, save: Save | None, every: float
     ) -> None:
-        self._progress, self._save, self._every = progress, save, every
+        self._progress, self._saving = progress, Saving(save, every)
         seconds = min(_GIVE_SECONDS, max(every / 2, 1.0))
-        self._task = (_kit(saved), batch, seconds)
+        self._task = (saved.kit(), batch, seconds)
         self._part = saved.part
         workers = min(workers, sum(1 for _ in ranges.pieces(saved.todo, batch)))
         self._pieces = Pieces(saved.todo, batch, min(_PIECE_SECONDS, seconds))
@@ -221,7 +209,6 @@ class _Pool:
         self._gpus = _gpu_names() if saved.job.provider == "cuda" else []
         self._lost = 0
         self._shown = ranges.count(saved.part.done)
-        self._saved_at = monotonic()
         self._workers: list[_Worker | None] = [None] * workers
         self._heard: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
@@ -234,17 +221,15 @@ class _Pool:
                     self._hand_out(one)
             self._listen(_LOOK)
             self._show()
-            if self._save and monotonic() - self._saved_at >= self._every:
-                self._save(self._part)
-                self._saved_at = monotonic()
+            if self._saving.due:
+                self._saving.now(self._part)
             check()
-        if self._save:
-            self._save(self._part)
+        self._saving.now(self._part)
         return self._part
 
     def keep(self, error: BaseException) -> None:
         """Collect and save what is known when the scan is broken off, unless saving is what failed."""
-        if not self._save or isinstance(error, AtlasError):
+        if not self._saving.wanted_after(error):
             return
         for one in self._there():
             if one.owed:
@@ -253,7 +238,7 @@ class _Pool:
         while any(one.owed and one.advanced for one in self._there()) and monotonic() < until:
             with suppress(OnnxvizError):  # the first one is what is told
                 self._listen(_LOOK, stopping=True)
-        self._save(self._part)
+        self._saving.now(self._part)
 
     def end(self) -> None:
         """End all processes, whatever they are at."""
@@ -399,14 +384,6 @@ def _buried(one: _Worker) -> int:
 
 def _without(some: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
     return ranges.joined(left for one in some for left in ranges.missing(others, one))
-
-
-def _kit(saved: SavedScan) -> bytes:
-    """All that a worker must know of a job."""
-    from dataclasses import replace
-
-    job = saved.job
-    return replace(saved, part=Part.empty(job.layers, job.top), versions=()).to_bytes(secrets=True)
 
 
 def _shares(workers: int) -> list[int]:

@@ -416,7 +416,7 @@ def test_what_is_half_counted_is_not_saved(net, recipe, arrays, monkeypatch):
 
 def test_saved_at_intervals(net, recipe, arrays, monkeypatch):
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("onnxviz.forward.scan.monotonic", lambda: next(clock))
+    monkeypatch.setattr("onnxviz.forward.saving.monotonic", lambda: next(clock))
     layers, scanner = _scanner(net, recipe, _source(arrays), batch_size=4)
     saved = []
     scanner.scan(Part.empty(layers, 5), [(0, 40)], save=saved.append, every=25)
