@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from numpy.typing import NDArray
 
@@ -28,7 +28,7 @@ from onnxviz.reverse.project import DEFAULT_MEMORY
 from onnxviz.scans.job import Job
 from onnxviz.scans.saved import Origin, SavedScan
 
-__all__ = ["Setup", "open_network", "open_saved", "open_setup", "preprocess_for"]
+__all__ = ["Opening", "Setup", "open_network", "open_saved", "open_setup", "preprocess_for"]
 
 METADATA_KEY = "onnxviz.preprocess"
 
@@ -84,6 +84,21 @@ class Setup:
         )
 
 
+class Opening(TypedDict, total=False):
+    """How a model is opened: what `open_network` takes beside the file."""
+
+    provider: str
+    engine: str
+    memory: int
+    preprocess: str | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    bgr: bool | None
+    size: tuple[int, int] | None
+    image: str | None
+    feeds: Mapping[str, NDArray[Any]] | None
+
+
 def open_setup(
     model: str | Path,
     *,
@@ -92,40 +107,20 @@ def open_setup(
     top: int = 9,
     rank: str = "max",
     limit: int | None = None,
-    provider: str = "auto",
-    engine: str = "auto",
-    memory: int = DEFAULT_MEMORY,
-    preprocess: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    bgr: bool | None = None,
-    size: tuple[int, int] | None = None,
-    image: str | None = None,
-    feeds: Mapping[str, NDArray[Any]] | None = None,
     labels: str | Path | Sequence[str] | None = None,
     progress: Progress,
     check: Callable[[Network, Sequence[Layer]], None] | None = None,
+    **opening: Unpack[Opening],
 ) -> Setup:
     """Open a model and images; arguments as of `analysis.analyze`.
 
     Args:
         check: refuses layers that the rest of the job cannot do, before the images are looked at.
+        opening: how the model is opened (`open_network`).
     """
     check_options(top=top, rank=rank, limit=limit)
     progress.start(OPENING, 0, "")
-    network, recipe = open_network(
-        model,
-        provider=provider,
-        engine=engine,
-        memory=memory,
-        preprocess=preprocess,
-        mean=mean,
-        std=std,
-        bgr=bgr,
-        size=size,
-        image=image,
-        feeds=feeds,
-    )
+    network, recipe = open_network(model, **opening)
     progress.note(
         f"{network.image}; {recipe.describe()} ({recipe.origin}); runs on {network.provider.upper()}"
     )
@@ -139,11 +134,13 @@ def open_setup(
     names = facts.output_names(network.model, labels)
     source = _source(images, recipe, names, progress)
     progress.finish()
-    given = None if labels is None else tuple(labels)
     origin = None
     if not isinstance(images, Source):
         origin = Origin(
-            _absolute(model), None if images is None else _absolute(images), given, dict(feeds or {})
+            _absolute(model),
+            None if images is None else _absolute(images),
+            None if labels is None else tuple(labels),
+            dict(opening.get("feeds") or {}),
         )
     return Setup(network, recipe, tuple(found), source, names, origin, top, rank, limit)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxviz.errors import ImageError, NoImagesError, UsageError
 from onnxviz.forward import ranges
-from onnxviz.forward.part import BatchResult, Part, Scan, Skip, Tally
+from onnxviz.forward.part import BatchResult, Part, Skip, Tally
 from onnxviz.forward.probes import layer_probes
 from onnxviz.forward.ranges import Range
 from onnxviz.forward.saving import Save, Saving
@@ -36,12 +36,10 @@ __all__ = [
     "check_images",
     "check_options",
     "prepared",
-    "scan",
     "workload",
 ]
 
 Array: TypeAlias = NDArray[Any]
-Progress: TypeAlias = Callable[[int, int], None]
 
 RANKS = ("max", "sum", "first")
 """Order images by a channel's largest activation, by the sum over its map, or not at all."""
@@ -55,49 +53,6 @@ _LEAST_BATCHES = 8
 _CACHED_BYTES, _MOST_BYTES, _ALL_BYTES = 32 << 20, 256 << 20, 1 << 30
 """What the two largest activations of a run may take: by default, where larger batches pay, and of all runs at once."""
 _MOST_DECODERS = 32
-
-
-def scan(
-    network: Network,
-    source: Source,
-    layers: Sequence[Layer],
-    preprocess: Preprocess,
-    *,
-    top: int = 9,
-    rank: str = "max",
-    limit: int | None = None,
-    batch_size: int | None = None,
-    progress: Progress | None = None,
-    skip: Callable[[str, str], None] | None = None,
-) -> Scan:
-    """Find each channel's top images.
-
-    Args:
-        top: how many to keep.
-        rank: one of `RANKS`.
-        limit: read only the first so many samples.
-        batch_size: images a run; see `workload` for the default.
-        progress: called with (images done, images in all).
-        skip: called with (name, reason) of each image that could not be read.
-
-    Raises:
-        NoImagesError: not one image could be read.
-        UsageError: a number out of range, an unknown ranking.
-    """
-    check_options(top=top, rank=rank, limit=limit, batch_size=batch_size)
-    total = min(len(source.samples), limit or len(source.samples))
-    scanner = Scanner(network, source, layers, preprocess, rank=rank, total=total, batch_size=batch_size)
-    done = 0
-
-    def advanced(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress:
-            progress(done, total)
-
-    part = scanner.scan(Part.empty(layers, top), [(0, total)], advanced, skip=skip)
-    check_images(part, source)
-    return part.scan(layers)
 
 
 def check_options(

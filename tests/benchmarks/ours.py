@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxviz.forward.scan import prepared, scan
+from onnxviz.forward.scan import prepared
 from onnxviz.images.source import Sample, Source, open_source
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.project import Projections
 from onnxviz.setup import open_network
+from tests.scanned import scan
 
 __all__ = ["Ours", "array_source", "decode_all"]
 

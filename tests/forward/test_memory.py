@@ -12,12 +12,12 @@ import pytest
 
 import onnxviz
 from onnxviz.errors import ModelError
-from onnxviz.forward.scan import scan
 from onnxviz.forward.session import Session
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.source import Sample, Source
 from onnxviz.runtime import out_of_memory
 from tests.model.nets import build, conv_weights, forward, node, small, write
+from tests.scanned import scan
 
 X = np.random.default_rng(1).normal(size=(11, 3, 12, 12)).astype(np.float32)
 

@@ -13,10 +13,11 @@ import onnxviz
 from onnxviz.errors import AtlasError, ImageError, NoImagesError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
-from onnxviz.forward.scan import RANKS, Scanner, Workload, prepared, scan, workload
+from onnxviz.forward.scan import RANKS, Scanner, Workload, prepared, workload
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.source import Sample, Source, open_source
 from tests.model.nets import build, conv_weights, forward, node, small, write
+from tests.scanned import scan
 
 LAYERS = ("conv1", "relu2", "pool2", "fc1")
 TENSORS = {"conv1": "c1", "relu2": "r2", "pool2": "g", "fc1": "d1"}

@@ -7,12 +7,12 @@ import onnxruntime
 import pytest
 
 import onnxviz
-from onnxviz.forward.scan import scan
 from onnxviz.forward.session import Session
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.source import Sample, Source
 from onnxviz.model.graph import ModelFile
 from tests.model.nets import forward, small, write
+from tests.scanned import scan
 
 X = np.random.default_rng(0).normal(size=(9, 3, 12, 12)).astype(np.float32)
 NAMES = ["c1", "r2", "g", "d2"]

@@ -17,7 +17,6 @@ from onnxviz.check import check
 from onnxviz.converters.builder import write as write_network
 from onnxviz.converters.weights import read_npz, read_pickled_pairs
 from onnxviz.errors import ImageError, OnnxvizError
-from onnxviz.forward.scan import scan
 from onnxviz.images.decode import decode
 from onnxviz.images.preprocess import resolve_preprocess
 from onnxviz.images.samples import builtin_source
@@ -28,6 +27,7 @@ from onnxviz.scans.saved import SavedScan
 from onnxviz.setup import open_network
 from tests.fuzz import messages, mutators, seeds
 from tests.fuzz.seeds import Case
+from tests.scanned import scan
 
 __all__ = ["KINDS", "Kind", "changed"]
 

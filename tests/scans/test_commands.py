@@ -399,7 +399,7 @@ def test_analyze_does_not_scan_again(base, tmp_path, monkeypatch):
     def never(*_: object, **__: object) -> None:
         pytest.fail("it was scanned again")
 
-    monkeypatch.setattr("onnxviz.scans.scanning.Scanner", never)
+    monkeypatch.setattr("onnxviz.setup.Scanner", never)
     result = _analyze(base, tmp_path / "run", "--method", "guided")
     assert result.exit_code == 0, result.output
     assert "Scanned before: 24 images" in result.stdout

@@ -122,7 +122,7 @@ def test_a_finished_one_is_not_scanned_again(base, whole, monkeypatch):
     def never(*_: object, **__: object) -> None:
         pytest.fail("it was scanned again")
 
-    monkeypatch.setattr("onnxviz.scans.scanning.Scanner", never)
+    monkeypatch.setattr("onnxviz.setup.Scanner", never)
     told = Told()
     before = whole.stat().st_mtime_ns
     found = _scan(base, whole, progress=told)
