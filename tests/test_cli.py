@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import onnxviz
 from onnxviz import cli
 from onnxviz.images.render import GREY, projection_rgb
+from tests.commands import call, fails
 from tests.converters import synthetic
 from tests.model.nets import build, conv_weights, forward, node, small, write
 
@@ -63,21 +64,6 @@ def folder(tmp_path_factory):
         picture = Image.fromarray(rng.integers(0, 255, (5, 5, 3), np.uint8)).resize((20, 16))
         picture.save(base / "photos" / f"{index}.png")
     return base
-
-
-def _call(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=True)
-
-
-def _fails(result, code: int, *parts: str) -> str:
-    """One or two lines on standard error, none on standard output but notes, no traceback."""
-    assert result.exit_code == code, (result.output, result.exception)
-    message = result.stderr.strip()
-    assert "Traceback" not in result.output
-    assert 1 <= len(message.splitlines()) <= 2, message
-    for part in parts:
-        assert part in message, message
-    return message
 
 
 # Help
@@ -253,20 +239,20 @@ def test_help_lists_every_option_with_its_default_and_choices(command):
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_commands_are_listed(arguments):
-    result = _call(*arguments)
+    result = call(*arguments)
     assert result.exit_code in (0, 2)
     for command in COMMANDS:
         assert command in result.output
 
 
 def test_version():
-    assert re.fullmatch(r"onnxviz \d\S*\n", _call("--version").output)
+    assert re.fullmatch(r"onnxviz \d\S*\n", call("--version").output)
 
 
 def test_an_unknown_command_or_option_is_bad_usage(folder):
-    assert _call("analyse", folder / "small.onnx").exit_code == 2
-    assert _call("layers", folder / "small.onnx", "--colour").exit_code == 2
-    assert _call("analyze", folder / "small.onnx").exit_code == 2  # --layer is wanted
+    assert call("analyse", folder / "small.onnx").exit_code == 2
+    assert call("layers", folder / "small.onnx", "--colour").exit_code == 2
+    assert call("analyze", folder / "small.onnx").exit_code == 2  # --layer is wanted
 
 
 # analyze
@@ -276,7 +262,7 @@ def test_analyze(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/onnxviz", "analyze", "a model.onnx"])
     out = tmp_path / "out"
     options = ["--layer", "relu1", "--layer", "fc1", "--images", folder / "photos", "--out", out]
-    result = _call("analyze", folder / "small.onnx", *options, "--top", 4, "--montage", "--provider", "cpu")
+    result = call("analyze", folder / "small.onnx", *options, "--top", 4, "--montage", "--provider", "cpu")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert "8 images scanned, 0 skipped" in result.stdout
@@ -302,13 +288,13 @@ def test_analyze(folder, tmp_path, monkeypatch):
 
 def test_the_report_goes_to_reports_by_default(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = _call("analyze", folder / "small.onnx", "-l", "conv1", "--images", folder / "photos")
+    result = call("analyze", folder / "small.onnx", "-l", "conv1", "--images", folder / "photos")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "reports" / "small" / "index.html").is_file()
 
 
 def test_without_images_it_says_so(folder, tmp_path):
-    result = _call("analyze", folder / "small.onnx", "-l", "conv1", "--limit", 12, "--out", tmp_path / "out")
+    result = call("analyze", folder / "small.onnx", "-l", "conv1", "--limit", 12, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "No --images given: using built-in samples" in result.stdout
     assert "12 images scanned" in result.stdout
@@ -320,7 +306,7 @@ def test_every_option_together(folder, tmp_path):
     options = "--top 3 --channels 0-2,4 --method guided --rank sum --seed map --overlap mean --lrn gradient "
     options += "--activation gradient --limit 6 --batch-size 2 --provider cpu --preprocess unit --mean 0.5 "
     options += "--std 0.5,0.25,0.5 --bgr --size 12 --debug"
-    result = _call(
+    result = call(
         "analyze", model, "-l", "conv1..conv2", "--images", images, *options.split(),
         "--labels", tmp_path / "names.txt", "--out", tmp_path / "out",
     )  # fmt: skip
@@ -347,7 +333,7 @@ def test_a_corrupt_image_among_good_ones(folder, tmp_path):
     for index in range(4):
         (images / f"{index}.png").write_bytes((folder / "photos" / f"{index}.png").read_bytes())
     (images / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
-    result = _call(
+    result = call(
         "analyze", folder / "small.onnx", "-l", "conv1", "--images", images, "--out", tmp_path / "out"
     )
     assert result.exit_code == 0, result.output
@@ -363,7 +349,7 @@ def test_many_corrupt_images_are_summed_up(folder, tmp_path):
     for index in range(12):
         (images / f"{index}.png").write_bytes(b"no picture")
     (images / "good.png").write_bytes((folder / "photos" / "0.png").read_bytes())
-    result = _call(
+    result = call(
         "analyze", folder / "small.onnx", "-l", "conv1", "--images", images, "--out", tmp_path / "out"
     )
     assert result.exit_code == 0
@@ -377,16 +363,16 @@ def test_it_opens_the_browser_when_asked(folder, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address))
     options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out dir"]
-    assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+    assert call("analyze", folder / "small.onnx", *options).exit_code == 0
     assert opened == []
-    assert _call("analyze", folder / "small.onnx", *options, "--open").exit_code == 0
+    assert call("analyze", folder / "small.onnx", *options, "--open").exit_code == 0
     assert opened == [(tmp_path / "out dir" / "index.html").as_uri()]
 
 
 def test_the_same_folder_again(folder, tmp_path):
     options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out"]
     for _ in range(2):
-        assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+        assert call("analyze", folder / "small.onnx", *options).exit_code == 0
 
 
 # Wrong calls
@@ -445,12 +431,12 @@ def test_wrong_calls_of_analyze(folder, monkeypatch, case):
     Path("bad/a.png").write_text("no picture")
     Path("site/index.html").write_text("my page")
     arguments, code, parts = WRONG[case]
-    result = _call("analyze", *arguments, *([] if "--out" in arguments else ["--out", "never"]))
+    result = call("analyze", *arguments, *([] if "--out" in arguments else ["--out", "never"]))
     if case in ("top", "limit"):  # Click's own message, in a frame
         assert result.exit_code == code
         assert f"--{case}" in result.output
     else:
-        message = _fails(result, code, *parts)
+        message = fails(result, code, *parts)
         assert message.startswith("Error: ")
     assert not Path("never").exists()
     assert Path("site/index.html").read_text() == "my page"
@@ -463,7 +449,7 @@ def test_an_unsupported_operator_is_reported_before_any_image_is_read(folder, tm
     for index in range(3):
         (tmp_path / "bad" / f"{index}.png").write_text("no picture")
     options = ["-l", "relu1", "--images", tmp_path / "bad", "--out", tmp_path / "out"]
-    _fails(_call("analyze", folder / "gelu.onnx", *options), 1, "com.microsoft.Gelu", "gelu1")
+    fails(call("analyze", folder / "gelu.onnx", *options), 1, "com.microsoft.Gelu", "gelu1")
 
 
 def test_cuda_that_is_not_there(folder, tmp_path, monkeypatch):
@@ -471,7 +457,7 @@ def test_cuda_that_is_not_there(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(session, "_cuda_problem", lambda: "there is no NVIDIA driver")
     options = ["-l", "conv1", "--provider", "cuda", "--out", tmp_path / "out"]
-    _fails(_call("analyze", folder / "small.onnx", *options), 1, "no NVIDIA driver", "--provider cpu")
+    fails(call("analyze", folder / "small.onnx", *options), 1, "no NVIDIA driver", "--provider cpu")
 
 
 def test_errors_that_nobody_foresaw_are_one_line_too(folder, monkeypatch):
@@ -481,11 +467,11 @@ def test_errors_that_nobody_foresaw_are_one_line_too(folder, monkeypatch):
         raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr(onnxviz.network.Network, "__init__", broken)
-    _fails(_call("layers", folder / "small.onnx"), 1, "ZeroDivisionError", "by nothing", "--debug")
+    fails(call("layers", folder / "small.onnx"), 1, "ZeroDivisionError", "by nothing", "--debug")
 
 
 def test_debug_shows_the_traceback(folder):
-    result = _call("layers", folder / "text.onnx", "--debug")
+    result = call("layers", folder / "text.onnx", "--debug")
     assert result.exit_code == 1
     assert isinstance(result.exception, onnxviz.OnnxvizError)
     command = [sys.executable, "-m", "onnxviz", "layers", str(folder / "text.onnx"), "--debug"]
@@ -503,7 +489,7 @@ def test_ctrl_c(folder, monkeypatch, tmp_path):
 
     monkeypatch.setattr(Preprocess, "batch", interrupted)
     options = ["-l", "conv1", "--images", folder / "photos", "--out", tmp_path / "out"]
-    result = _call("analyze", folder / "small.onnx", *options)
+    result = call("analyze", folder / "small.onnx", *options)
     assert result.exit_code == 130
     assert result.stderr == "Interrupted.\n"
 
@@ -573,7 +559,7 @@ def test_a_progress_bar_on_a_terminal(folder, tmp_path):
 def run(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "small"
     layers = ["-l", "relu1", "-l", "fc1"]
-    result = _call("analyze", folder / "small.onnx", *layers, "--images", folder / "photos", "--out", out)
+    result = call("analyze", folder / "small.onnx", *layers, "--images", folder / "photos", "--out", out)
     assert result.exit_code == 0, result.output
     return out
 
@@ -584,20 +570,20 @@ def _content(folder):
 
 def test_report_writes_the_same_report_again(run, tmp_path):
     """Into another folder or over the first; the run stays one."""
-    result = _call("report", run, "--out", tmp_path / "again")
+    result = call("report", run, "--out", tmp_path / "again")
     assert result.exit_code == 0, result.output
     assert result.stdout == f"Report: {tmp_path / 'again' / 'index.html'}\n"
     before, again = _content(run), _content(tmp_path / "again")
     assert {n: c for n, c in before.items() if n not in ("atlas.json", "arrays.npz", "scan.atlas")} == again
     for page in [*run.rglob("*.html"), run / "report.json"]:
         page.write_text("spoilt")
-    assert _call("report", run).exit_code == 0
+    assert call("report", run).exit_code == 0
     assert _content(run) == before
 
 
 def test_report_of_a_part(run, tmp_path):
     before = _content(run)
-    result = _call("report", run, "-l", "relu1", "--channels", "0-1,3", "--out", tmp_path / "part")
+    result = call("report", run, "-l", "relu1", "--channels", "0-1,3", "--out", tmp_path / "part")
     assert result.exit_code == 0, result.output
     data = json.loads((tmp_path / "part" / "report.json").read_text(encoding="utf-8"))
     assert [layer["alias"] for layer in data["layers"]] == ["relu1"]
@@ -612,7 +598,7 @@ def test_report_of_a_part(run, tmp_path):
 
 def test_report_with_fewer_images_of_each_channel(run, tmp_path):
     before = _content(run)
-    result = _call("report", run, "--top", 4, "--out", tmp_path / "part")
+    result = call("report", run, "--top", 4, "--out", tmp_path / "part")
     assert result.exit_code == 0, result.output
     whole, part = (
         json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -631,7 +617,7 @@ def test_report_with_fewer_images_of_each_channel(run, tmp_path):
 
 def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
     for theme in ("auto", "light", "dark"):
-        assert _call("report", run, "--theme", theme, "--out", tmp_path / theme).exit_code == 0
+        assert call("report", run, "--theme", theme, "--out", tmp_path / theme).exit_code == 0
     auto, light, dark = (_content(tmp_path / theme) for theme in ("auto", "light", "dark"))
     assert auto.keys() == light.keys() == dark.keys()
     changed = {name for name in auto if auto[name] != dark[name]}
@@ -642,7 +628,7 @@ def test_a_theme_is_the_same_report_in_other_colours(folder, run, tmp_path):
             plain = page.replace(start, b'<html lang="en">', 1)
             assert plain.replace(f'"{theme}">'.encode(), b'"light dark">', 1) == auto[name]
     options = ["-l", "conv1", "--images", folder / "photos", "--theme", "dark", "--out", tmp_path / "new"]
-    assert _call("analyze", folder / "small.onnx", *options).exit_code == 0
+    assert call("analyze", folder / "small.onnx", *options).exit_code == 0
     assert b'data-theme="dark"' in (tmp_path / "new" / "index.html").read_bytes()
 
 
@@ -650,14 +636,14 @@ def test_a_part_does_not_replace_the_whole(run):
     before = _content(run)
     for target in ([], ["--out", run], ["--out", run / ".." / run.name]):
         for part in (["-l", "relu1"], ["--top", 4]):
-            _fails(_call("report", run, *part, *target), 2, "must not replace the whole", "--out")
+            fails(call("report", run, *part, *target), 2, "must not replace the whole", "--out")
     assert _content(run) == before
 
 
 def test_report_in_one_file(run, tmp_path, monkeypatch):
     before = _content(run)
     shutil.copytree(run, tmp_path / "a run")
-    result = _call("report", tmp_path / "a run", "--single-file")
+    result = call("report", tmp_path / "a run", "--single-file")
     assert result.exit_code == 0, result.output
     file = tmp_path / "a run.html"
     size = f"{file.stat().st_size / 1e6:.1f} MB"
@@ -666,14 +652,14 @@ def test_report_in_one_file(run, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     other = tmp_path / "to" / "send.html"
-    assert _call("report", run, "--single-file", "--out", other, "--open").exit_code == 0
+    assert call("report", run, "--single-file", "--out", other, "--open").exit_code == 0
     assert other.read_bytes() == file.read_bytes()
     assert opened == [other.resolve().as_uri()]
     # Once more over what is there; it would be a large one. And a part.
     monkeypatch.setattr(cli, "_LARGE_FILE", 1000)
-    again = _call("report", run, "--single-file", "--out", other)
+    again = call("report", run, "--single-file", "--out", other)
     assert again.stdout.startswith(f"Single file: {other} ({size}). A browser needs a while")
-    part = _call("report", run, "--single-file", "--channels", "0-1", "--out", other)
+    part = call("report", run, "--single-file", "--channels", "0-1", "--out", other)
     assert part.exit_code == 0, part.output
     assert other.stat().st_size < file.stat().st_size
     assert sorted(path.name for path in tmp_path.rglob("*.html") if path.parent == other.parent) == [
@@ -682,22 +668,22 @@ def test_report_in_one_file(run, tmp_path, monkeypatch):
 
 
 def test_a_part_in_one_file_does_not_replace_the_whole(run):
-    _fails(_call("report", run, "--single-file", "-l", "relu1"), 2, "must not replace the whole", "--out")
+    fails(call("report", run, "--single-file", "-l", "relu1"), 2, "must not replace the whole", "--out")
     assert not run.with_name(f"{run.name}.html").exists()
 
 
 def test_one_file_that_is_somebody_elses(run, tmp_path):
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
-    _fails(_call("report", run, "--single-file", "--out", mine), 2, str(mine), "would be lost")
+    fails(call("report", run, "--single-file", "--out", mine), 2, str(mine), "would be lost")
     assert mine.read_text() == "<p>mine"
-    _fails(_call("report", run, "--single-file", "--out", run / "index.html"), 2, "would be lost")
-    _fails(_call("report", run, "--single-file", "--out", tmp_path), 2, "must end in .html")
+    fails(call("report", run, "--single-file", "--out", run / "index.html"), 2, "would be lost")
+    fails(call("report", run, "--single-file", "--out", tmp_path), 2, "must end in .html")
 
 
 def test_a_failure_leaves_the_former_file(run, tmp_path, monkeypatch):
     out = tmp_path / "a.html"
-    assert _call("report", run, "--single-file", "--out", out).exit_code == 0
+    assert call("report", run, "--single-file", "--out", out).exit_code == 0
     before = out.read_bytes()
 
     def fail(*arguments):
@@ -705,7 +691,7 @@ def test_a_failure_leaves_the_former_file(run, tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr("onnxviz.report.single.pictures_of", fail)
-    _fails(_call("report", run, "--single-file", "--out", out), 1, "the disk is full")
+    fails(call("report", run, "--single-file", "--out", out), 1, "the disk is full")
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
@@ -713,21 +699,21 @@ def test_a_failure_leaves_the_former_file(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("out", ["out/net", "out/net.html"])
 def test_analyze_writes_one_file_beside_the_folder(folder, tmp_path, out):
     options = ["--layer", "fc1", "--images", folder / "photos", "--provider", "cpu", "--single-file"]
-    result = _call("analyze", folder / "small.onnx", *options, "--out", tmp_path / out)
+    result = call("analyze", folder / "small.onnx", *options, "--out", tmp_path / out)
     assert result.exit_code == 0, result.output
     page, file = tmp_path / "out" / "net" / "index.html", tmp_path / "out" / "net.html"
     assert result.stdout.splitlines()[-2] == f"Report: {page}"
     assert result.stdout.splitlines()[-1].startswith(f"Single file: {file} (")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["net", "net.html"]
     again = tmp_path / "again.html"
-    assert _call("report", page.parent, "--single-file", "--out", again).exit_code == 0
+    assert call("report", page.parent, "--single-file", "--out", again).exit_code == 0
     assert again.read_bytes() == file.read_bytes()
 
 
 def test_analyze_refuses_the_file_before_it_reads_the_model(folder, tmp_path):
     (tmp_path / "net.html").write_text("<p>mine")
     options = ["--layer", "fc1", "--single-file", "--out", tmp_path / "net"]
-    _fails(_call("analyze", folder / "text.onnx", *options), 2, "net.html", "would be lost")
+    fails(call("analyze", folder / "text.onnx", *options), 2, "net.html", "would be lost")
     assert [path.name for path in tmp_path.iterdir()] == ["net.html"]
 
 
@@ -742,16 +728,16 @@ def test_analyze_refuses_the_file_before_it_reads_the_model(folder, tmp_path):
     ],
 )
 def test_wrong_calls_of_report(run, tmp_path, options, code, part):
-    _fails(_call("report", run, *options, "--out", tmp_path / "out"), code, part)
+    fails(call("report", run, *options, "--out", tmp_path / "out"), code, part)
     assert not (tmp_path / "out").exists()
 
 
 def test_report_of_what_is_no_run(run, tmp_path):
-    _fails(_call("report", tmp_path), 1, "holds no atlas")
+    fails(call("report", tmp_path), 1, "holds no atlas")
     shutil.copytree(run, tmp_path / "damaged")
     (tmp_path / "damaged" / "arrays.npz").write_bytes(b"PK")
     before = _content(tmp_path / "damaged")
-    _fails(_call("report", tmp_path / "damaged"), 1, "damaged")
+    fails(call("report", tmp_path / "damaged"), 1, "damaged")
     assert _content(tmp_path / "damaged") == before
 
 
@@ -765,17 +751,17 @@ def test_an_atlas_does_not_outlive_its_pictures(folder, run, tmp_path, monkeypat
     options = ["-l", "conv2", "--images", folder / "photos", "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr("onnxviz.report.render.ReportWriter.index", fail)
-        _fails(_call("analyze", folder / "small.onnx", *options), 1, "no space left")
+        fails(call("analyze", folder / "small.onnx", *options), 1, "no space left")
     assert not (tmp_path / "run" / "atlas.json").exists()
-    assert _call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run").exit_code == 0
     assert [one.layer.alias for one in onnxviz.Atlas.load(tmp_path / "run").layers] == ["conv2"]
     (tmp_path / "run" / "atlas.json").unlink()
     (tmp_path / "run" / "scan.atlas").unlink()
-    _fails(_call("report", tmp_path / "run"), 1, "holds no atlas")
+    fails(call("report", tmp_path / "run"), 1, "holds no atlas")
 
 
 def test_layers(folder):
-    result = _call("layers", folder / "small.onnx")
+    result = call("layers", folder / "small.onnx")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert "x: float32 N×3×12×12 (NCHW)" in lines[0]
@@ -786,7 +772,7 @@ def test_layers(folder):
 
 
 def test_layers_as_json(folder):
-    result = _call("layers", folder / "small.onnx", "--json")
+    result = call("layers", folder / "small.onnx", "--json")
     rows = json.loads(result.stdout)
     net = onnxviz.load(folder / "small.onnx", provider="cpu")
     assert [row["name"] for row in rows] == [layer.name for layer in net.layers]
@@ -805,9 +791,9 @@ def test_layers_as_json(folder):
 
 def test_layers_of_a_model_of_any_size(folder, tmp_path):
     path = write(tmp_path / "open.onnx", small(x=("N", 3, "H", "W")))
-    rows = json.loads(_call("layers", path, "--json", "--size", "20x30").stdout)
+    rows = json.loads(call("layers", path, "--json", "--size", "20x30").stdout)
     assert rows[0]["size"] == [20, 30]
-    rows = json.loads(_call("layers", path, "--json", "--size", "17").stdout)
+    rows = json.loads(call("layers", path, "--json", "--size", "17").stdout)
     assert rows[0]["size"] == [17, 17]
 
 
@@ -816,7 +802,7 @@ def test_layers_of_a_model_of_any_size(folder, tmp_path):
     [("missing.onnx", 2, "no such file"), ("text.onnx", 1, "text"), ("words.onnx", 1, "no image input")],
 )
 def test_wrong_calls_of_layers(folder, name, code, part):
-    _fails(_call("layers", folder / name), code, name, part)
+    fails(call("layers", folder / name), code, name, part)
 
 
 # project
@@ -824,7 +810,7 @@ def test_wrong_calls_of_layers(folder, name, code, part):
 
 def test_project(folder, tmp_path):
     photo, out = folder / "photos" / "3.png", tmp_path / "p.png"
-    result = _call(
+    result = call(
         "project", folder / "small.onnx", photo, "-l", "conv2", "-c", 2, "--position", "1,3", "--out", out
     )
     assert result.exit_code == 0, result.output
@@ -861,7 +847,7 @@ def test_project(folder, tmp_path):
 def test_project_finds_the_strongest_unit_and_a_place_for_the_picture(folder, tmp_path):
     photo = tmp_path / "cat.png"
     photo.write_bytes((folder / "photos" / "3.png").read_bytes())
-    result = _call("project", folder / "small.onnx", photo, "--layer", "relu1", "--channel", 1)
+    result = call("project", folder / "small.onnx", photo, "--layer", "relu1", "--channel", 1)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "cat-relu1-1.png").is_file()
     unit = tuple(map(int, re.search(r"unit \((\d+), (\d+)\)", result.stdout).groups()))
@@ -877,7 +863,7 @@ def test_project_finds_the_strongest_unit_and_a_place_for_the_picture(folder, tm
 @pytest.mark.parametrize("method", ["gradient", "guided"])
 def test_project_a_vector_layer(folder, tmp_path, method):
     options = ["-l", "fc2", "-c", 5, "--method", method, "--out", tmp_path / "p.png"]
-    result = _call("project", folder / "small.onnx", folder / "photos" / "0.png", *options)
+    result = call("project", folder / "small.onnx", folder / "photos" / "0.png", *options)
     assert result.exit_code == 0, result.output
     assert method in result.stdout
     assert (tmp_path / "p.png").is_file()
@@ -910,7 +896,7 @@ def test_wrong_calls_of_project(folder, monkeypatch, case):
     np.save("odd.npy", np.zeros((1, 3, 9, 9), np.float32))
     before = {p for p in Path().rglob("*") if p.is_file()}
     arguments, code, parts = WRONG_PROJECTIONS[case]
-    _fails(_call("project", *arguments), code, *parts)
+    fails(call("project", *arguments), code, *parts)
     assert {p for p in Path().rglob("*") if p.is_file()} == before
 
 
@@ -919,11 +905,11 @@ def test_wrong_calls_of_project(folder, monkeypatch, case):
 
 def test_convert(tmp_path):
     weights = synthetic.simple_npz(tmp_path / "simple.npz", seed=1)
-    result = _call("convert", "simple", weights, tmp_path / "simple.onnx")
+    result = call("convert", "simple", weights, tmp_path / "simple.onnx")
     assert result.exit_code == 0, result.output
     assert "13." in result.stdout
     assert "onnxviz layers" in result.stdout
-    rows = json.loads(_call("layers", tmp_path / "simple.onnx", "--json").stdout)
+    rows = json.loads(call("layers", tmp_path / "simple.onnx", "--json").stdout)
     assert [row["name"] for row in rows][:3] == ["conv1", "relu1", "pool1"]
 
 
@@ -941,13 +927,13 @@ def test_convert(tmp_path):
 def test_wrong_calls_of_convert(tmp_path, monkeypatch, arguments, code, parts):
     monkeypatch.chdir(tmp_path)
     Path("bad.npz").write_text("no weights")
-    _fails(_call("convert", *arguments), code, *parts)
+    fails(call("convert", *arguments), code, *parts)
     assert not Path("o.onnx").exists()
 
 
 def test_the_shipped_models_can_be_listed():
     for path in sorted(MODELS.glob("*.onnx")):
-        result = _call("layers", path)
+        result = call("layers", path)
         assert result.exit_code == 0, result.output
 
 
@@ -956,7 +942,7 @@ def test_the_shipped_models_can_be_listed():
 
 def test_export_deconv(folder, tmp_path):
     out = tmp_path / "deconv.onnx"
-    result = _call("export-deconv", folder / "small.onnx", "-l", "conv2", "-o", out)
+    result = call("export-deconv", folder / "small.onnx", "-l", "conv2", "-o", out)
     assert result.exit_code == 0, result.output
     assert "deconv.onnx" in result.stdout
     assert "x: float32 N×3×12×12 (NCHW) and units: int64 M×4" in result.stdout
@@ -979,6 +965,6 @@ def test_export_deconv(folder, tmp_path):
     ],
 )
 def test_wrong_calls_of_export_deconv(folder, tmp_path, model, layer, out, code, part):
-    result = _call("export-deconv", folder / model, "-l", layer, "-o", tmp_path / out)
-    _fails(result, code, part)
+    result = call("export-deconv", folder / model, "-l", layer, "-o", tmp_path / out)
+    fails(result, code, part)
     assert not list(tmp_path.iterdir())

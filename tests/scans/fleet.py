@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from onnxviz import analysis
+from onnxviz.scans.saved import SavedScan
 from tests.model.nets import small, write
 
 ROOT = Path(__file__).parents[2]
 BATCH = 4
+IMAGES, BROKEN = 160, (5, 101)
 SLOW = """
 import sys, time
 if "resource_tracker" not in " ".join(sys.orig_argv):
@@ -44,6 +47,20 @@ def data(folder: Path, images: int, broken: tuple[int, ...] = ()) -> None:
             path.write_bytes(b"\x89PNG\r\n\x1a\nbroken")
         else:
             Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8)).save(path)
+
+
+def scan(folder: Path, out: Path, images: object = "photos", **options: Any) -> SavedScan:
+    """A scan of `data` in this process; ``images``: a path in the folder, or a URL."""
+    where = str(images) if "://" in str(images) else folder / str(images)
+    return analysis.scan(
+        folder / "small.onnx",
+        out,
+        images=where,
+        layers=["conv1", "conv2"],
+        provider="cpu",
+        batch_size=BATCH,
+        **options,
+    )
 
 
 def environment(folder: Path | None = None, slow: float | str | None = None, **more: str) -> dict[str, str]:

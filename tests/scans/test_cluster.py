@@ -14,7 +14,6 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxviz import analysis
 from onnxviz.console.console import console
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
@@ -24,27 +23,21 @@ from onnxviz.scans.saved import SavedScan
 from onnxviz.setup import open_setup
 from tests.images.serving import serving
 from tests.model.nets import small
-from tests.scans.fleet import BATCH, Command, cluster, data, environment, until
+from tests.scans.fleet import (
+    BATCH,
+    BROKEN,
+    IMAGES,
+    Command,
+    cluster,
+    data,
+    environment,
+    scan,
+    until,
+)
 
 pytest.importorskip("distributed")
 cluster_module = pytest.importorskip("onnxviz.scans.cluster")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
-
-IMAGES, BROKEN = 160, (5, 101)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    base = tmp_path_factory.mktemp("cluster")
-    data(base, IMAGES, BROKEN)
-    return base
-
-
-@pytest.fixture(scope="module")
-def expected(folder):
-    """What one process finds."""
-    assert scan(folder, folder / "one.atlas").whole
-    return (folder / "one.atlas").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +48,6 @@ def two(folder):
         found.add()
         found.add()
         yield found
-
-
-def scan(folder, out, images: object = "photos", **options):
-    where = images if "://" in str(images) else folder / str(images)
-    return analysis.scan(
-        folder / "small.onnx",
-        out,
-        images=where,
-        layers=["conv1", "conv2"],
-        provider="cpu",
-        batch_size=BATCH,
-        **options,
-    )
 
 
 def start(folder, out, address, *options, env=None):

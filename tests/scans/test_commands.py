@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import onnxviz
-from onnxviz import cli
 from onnxviz.forward.part import Part
 from onnxviz.locks import locked
 from onnxviz.scans.saved import SavedScan
+from tests.commands import call, fails
 from tests.model.nets import small, write
 
 
@@ -46,29 +45,14 @@ def own(base, tmp_path):
     return tmp_path
 
 
-def _call(*arguments: object):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=True)
-
-
 def _scan(base: Path, out: Path, *more: object):
     options = ("-l", "conv1", "-l", "fc1", "--images", base / "photos", "--top", 4, "--batch-size", 4)
-    return _call("scan", base / "small.onnx", *options, "-o", out, *more)
+    return call("scan", base / "small.onnx", *options, "-o", out, *more)
 
 
 def _analyze(base: Path, out: Path, *more: object):
     options = ("-l", "conv1", "--images", base / "photos", "--top", 4, "--batch-size", 4)
-    return _call("analyze", base / "small.onnx", *options, "--out", out, *more)
-
-
-def _fails(result, code: int, *parts: str) -> str:
-    """One or two lines on standard error, no traceback."""
-    assert result.exit_code == code, (result.output, result.exception)
-    message = result.stderr.strip()
-    assert "Traceback" not in result.output
-    assert 1 <= len(message.splitlines()) <= 2, message
-    for part in parts:
-        assert part in message, message
-    return message
+    return call("analyze", base / "small.onnx", *options, "--out", out, *more)
 
 
 def _names(folder: Path) -> list[str]:
@@ -127,12 +111,12 @@ SHARDS = {
 
 @pytest.mark.parametrize(("text", "message"), SHARDS.values(), ids=SHARDS)
 def test_wrong_shards(base, tmp_path, text, message):
-    _fails(_scan(base, tmp_path / "run", f"--shard={text}"), 2, message)
+    fails(_scan(base, tmp_path / "run", f"--shard={text}"), 2, message)
     assert _names(tmp_path) == []
 
 
 def test_scan_needs_a_place(base):
-    result = _call("scan", base / "small.onnx", "-l", "conv1", "--images", base / "photos")
+    result = call("scan", base / "small.onnx", "-l", "conv1", "--images", base / "photos")
     assert result.exit_code == 2
     assert "--out" in result.stderr
 
@@ -147,13 +131,13 @@ OUTS = {
 @pytest.mark.parametrize(("name", "message"), OUTS.values(), ids=OUTS)
 def test_places_where_no_scan_can_be(base, tmp_path, name, message):
     (tmp_path / "file").write_text("mine")
-    _fails(_scan(base, tmp_path / name), 1, message)
+    fails(_scan(base, tmp_path / name), 1, message)
     assert _content(tmp_path) == {"file": b"mine"}
 
 
 def test_a_folder_in_the_place_of_the_scan(base, tmp_path):
     (tmp_path / "run" / "scan.atlas").mkdir(parents=True)
-    _fails(_scan(base, tmp_path / "run"), 1, "scan.atlas: the scan cannot be read (Is a directory)")
+    fails(_scan(base, tmp_path / "run"), 1, "scan.atlas: the scan cannot be read (Is a directory)")
     assert _names(tmp_path / "run") == ["scan.atlas"]
 
 
@@ -174,14 +158,14 @@ def test_a_foreign_file_is_set_aside(base, tmp_path):
 def test_a_place_in_use(base, tmp_path, command):
     call = _scan if command == "scan" else _analyze
     with locked(tmp_path / "run"):
-        _fails(call(base, tmp_path / "run"), 1, f"run is in use by process {os.getpid()} on ")
+        fails(call(base, tmp_path / "run"), 1, f"run is in use by process {os.getpid()} on ")
     assert _names(tmp_path) == []
 
 
 @pytest.mark.parametrize("place", ["run", "run/scan.atlas", "x.atlas"])
 def test_analyze_locks_what_it_keeps_its_scan_in(base, tmp_path, place):
     with locked(tmp_path / place):
-        _fails(_analyze(base, tmp_path / "run", "--run", tmp_path / place), 1, "is in use by process")
+        fails(_analyze(base, tmp_path / "run", "--run", tmp_path / place), 1, "is in use by process")
     result = _analyze(base, tmp_path / "run", "--run", tmp_path / place)
     assert result.exit_code == 0, result.output
     assert {*_names(tmp_path), *_names(tmp_path / "run")} & {".onnxviz.lock", ".x.atlas.lock"} == set()
@@ -190,10 +174,10 @@ def test_analyze_locks_what_it_keeps_its_scan_in(base, tmp_path, place):
 def test_scan_does_not_mix_with_a_report_of_another_run(base, tmp_path):
     assert _analyze(base, tmp_path / "run", "--run", tmp_path / "x.atlas").exit_code == 0
     before = _content(tmp_path)
-    _fails(_scan(base, tmp_path / "run"), 2, "run holds a report of another run")
+    fails(_scan(base, tmp_path / "run"), 2, "run holds a report of another run")
     assert _content(tmp_path) == before
     assert _scan(base, tmp_path / "run", "--restart").exit_code == 0
-    assert _call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run").exit_code == 0
     assert [one.layer.alias for one in onnxviz.Atlas.load(tmp_path / "run").layers] == ["conv1", "fc1"]
 
 
@@ -212,44 +196,44 @@ def test_merge(base, tmp_path):
     parts = [tmp_path / f"{number}.atlas" for number in (1, 2, 3)]
     for number, part in enumerate(parts, 1):
         assert _scan(base, part, "--shard", f"{number}/3").exit_code == 0
-    _fails(
-        _call("merge", *parts[1:], "-o", tmp_path / "run"),
+    fails(
+        call("merge", *parts[1:], "-o", tmp_path / "run"),
         1,
         "Images 0 to 7 of 24 are in no part; missing: shard 1/3",
     )
-    _fails(_call("merge", *parts, parts[1], "-o", tmp_path / "run"), 1, "Images 8 to 15 are both in")
-    result = _call("merge", *reversed(parts), "-o", tmp_path / "run")
+    fails(call("merge", *parts, parts[1], "-o", tmp_path / "run"), 1, "Images 8 to 15 are both in")
+    result = call("merge", *reversed(parts), "-o", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
         "3 parts: 23 images scanned, 1 skipped",
         f"Scan: {tmp_path / 'run'} (onnxviz report goes on from here)",
     ]
     assert (tmp_path / "run" / "scan.atlas").read_bytes() == (base / "whole.atlas").read_bytes()
-    _fails(_call("merge", *parts, "-o", tmp_path / "run"), 2, "holds a scan already", "--restart")
-    assert _call("merge", *parts, "-o", tmp_path / "run", "--restart").exit_code == 0
-    _fails(_call("merge", *parts, "-o", parts[0]), 2, "is one of the parts")
-    _fails(_call("merge", tmp_path / "no.atlas", "-o", tmp_path / "x"), 1, "no.atlas: there is no such scan")
-    assert _call("report", tmp_path / "run").exit_code == 0
-    _fails(
-        _call("merge", *parts, "-o", tmp_path / "file.onnx" / "run" / ".." / ".." / "run"), 2, "holds a scan"
+    fails(call("merge", *parts, "-o", tmp_path / "run"), 2, "holds a scan already", "--restart")
+    assert call("merge", *parts, "-o", tmp_path / "run", "--restart").exit_code == 0
+    fails(call("merge", *parts, "-o", parts[0]), 2, "is one of the parts")
+    fails(call("merge", tmp_path / "no.atlas", "-o", tmp_path / "x"), 1, "no.atlas: there is no such scan")
+    assert call("report", tmp_path / "run").exit_code == 0
+    fails(
+        call("merge", *parts, "-o", tmp_path / "file.onnx" / "run" / ".." / ".." / "run"), 2, "holds a scan"
     )
 
 
 def test_merge_does_not_mix_with_a_report_of_another_run(base, tmp_path):
     assert _analyze(base, tmp_path / "run", "--run", tmp_path / "x.atlas").exit_code == 0
-    _fails(_call("merge", base / "whole.atlas", "-o", tmp_path / "run"), 2, "holds a report of another run")
+    fails(call("merge", base / "whole.atlas", "-o", tmp_path / "run"), 2, "holds a report of another run")
 
 
 def test_merge_waits_for_nobody(base, tmp_path):
     with locked(tmp_path / "run"):
-        _fails(_call("merge", base / "whole.atlas", "-o", tmp_path / "run"), 1, "is in use by process")
+        fails(call("merge", base / "whole.atlas", "-o", tmp_path / "run"), 1, "is in use by process")
 
 
 # report
 
 
 def test_report_of_a_scan(base, own):
-    result = _call("report", own / "run")
+    result = call("report", own / "run")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"Report: {own / 'run' / 'index.html'}"
     drawn = onnxviz.Atlas.load(own / "run")
@@ -269,8 +253,8 @@ def test_report_of_a_scan(base, own):
 
 
 def test_report_of_a_file_needs_a_place(base, tmp_path):
-    _fails(_call("report", base / "whole.atlas"), 2, "is a file: name a folder for its report with --out")
-    result = _call("report", base / "whole.atlas", "--out", tmp_path / "r")
+    fails(call("report", base / "whole.atlas"), 2, "is a file: name a folder for its report with --out")
+    result = call("report", base / "whole.atlas", "--out", tmp_path / "r")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r" / "index.html").exists()
     assert not (tmp_path / "r" / "scan.atlas").exists()
@@ -279,57 +263,55 @@ def test_report_of_a_file_needs_a_place(base, tmp_path):
 def test_report_of_a_file_in_one_file(base, own):
     """And nothing else, neither beside it nor in the scan's folder."""
     message = "is a file: name a file for it with --out FILE.html"
-    _fails(_call("report", base / "whole.atlas", "--single-file"), 2, message)
-    one = _call("report", base / "whole.atlas", "--single-file", "--out", own / "one.html")
+    fails(call("report", base / "whole.atlas", "--single-file"), 2, message)
+    one = call("report", base / "whole.atlas", "--single-file", "--out", own / "one.html")
     assert one.exit_code == 0, one.output
     assert (own / "one.html").stat().st_size > 100_000
-    assert (
-        _call("report", own / "run", "--single-file", "-l", "fc1", "--out", own / "fc1.html").exit_code == 0
-    )
-    _fails(_call("report", own / "run", "--single-file", "-l", "fc1"), 2, "must not replace the whole")
-    assert _call("report", own / "run", "--single-file").exit_code == 0
+    assert call("report", own / "run", "--single-file", "-l", "fc1", "--out", own / "fc1.html").exit_code == 0
+    fails(call("report", own / "run", "--single-file", "-l", "fc1"), 2, "must not replace the whole")
+    assert call("report", own / "run", "--single-file").exit_code == 0
     assert _names(own) == ["fc1.html", "one.html", "photos", "run", "run.html", "small.onnx"]
     assert _names(own / "run") == ["scan.atlas"]
 
 
 def test_report_of_an_unfinished_scan(base, tmp_path):
-    message = _fails(
-        _call("report", base / "half.atlas", "--out", tmp_path / "r"), 1, "the scan is not finished"
+    message = fails(
+        call("report", base / "half.atlas", "--out", tmp_path / "r"), 1, "the scan is not finished"
     )
     assert "12 of 24 images are done. Run its command again, or merge its shards." in message
     assert _names(tmp_path) == []
 
 
 def test_report_of_no_scan(tmp_path):
-    _fails(_call("report", tmp_path), 1, "holds no atlas")
-    _fails(_call("report", tmp_path / "no.atlas", "--out", tmp_path / "r"), 1, "no.atlas")
+    fails(call("report", tmp_path), 1, "holds no atlas")
+    fails(call("report", tmp_path / "no.atlas", "--out", tmp_path / "r"), 1, "no.atlas")
     (tmp_path / "bad.atlas").write_bytes(b"onnxviz scan 1\n")
-    _fails(
-        _call("report", tmp_path / "bad.atlas", "--out", tmp_path / "r"), 1, "bad.atlas: the scan is damaged"
+    fails(
+        call("report", tmp_path / "bad.atlas", "--out", tmp_path / "r"), 1, "bad.atlas: the scan is damaged"
     )
     assert _names(tmp_path) == ["bad.atlas"]
 
 
 def test_report_after_everything_moved(own):
     (own / "small.onnx").rename(own / "model.onnx")
-    _fails(_call("report", own / "run"), 2, "small.onnx", "--model")
+    fails(call("report", own / "run"), 2, "small.onnx", "--model")
     (own / "photos").rename(own / "pictures")
-    _fails(_call("report", own / "run", "--model", own / "model.onnx"), 2, "photos", "--images")
+    fails(call("report", own / "run", "--model", own / "model.onnx"), 2, "photos", "--images")
     assert _names(own / "run") == ["scan.atlas"]
     moved = ("--model", own / "model.onnx", "--images", own / "pictures")
-    result = _call("report", own / "run", *moved)
+    result = call("report", own / "run", *moved)
     assert result.exit_code == 0, result.output
-    _fails(_call("report", own / "run", *moved, "--provider", "tpu"), 2, "tpu")
+    fails(call("report", own / "run", *moved, "--provider", "tpu"), 2, "tpu")
 
 
 def test_report_after_the_model_changed(own):
     write(own / "small.onnx", small(seed=3))
-    message = _fails(
-        _call("report", own / "run"), 2, "small.onnx is not the model that was scanned (small.onnx)"
+    message = fails(
+        call("report", own / "run"), 2, "small.onnx is not the model that was scanned (small.onnx)"
     )
     assert "content differs" in message
     write(own / "other.onnx", small())
-    assert _call("report", own / "run", "--model", own / "other.onnx").exit_code == 0
+    assert call("report", own / "run", "--model", own / "other.onnx").exit_code == 0
 
 
 @pytest.mark.parametrize("change", ["one-less", "one-larger", "others"])
@@ -343,8 +325,8 @@ def test_report_after_the_images_changed(own, change):
         shutil.rmtree(own / "photos")
         (own / "photos").mkdir()
         Image.new("RGB", (12, 12)).save(own / "photos" / "a.png")
-    _fails(
-        _call("report", own / "run"),
+    fails(
+        call("report", own / "run"),
         2,
         "are not the images that were scanned (photos/ (24 images",
         "--images",
@@ -357,35 +339,35 @@ def test_report_notes_files_that_were_changed_or_copied(own, where):
     """Of the same sizes: that alone does not show that they are others. Whoever names the place knows what is there."""
     os.utime(own / "photos" / "03.png", ns=(1, 1))
     named = ("--images", own / "photos") if where == "named" else ()
-    result = _call("report", own / "run", "-l", "fc1", "--out", own / "r", *named)
+    result = call("report", own / "run", "-l", "fc1", "--out", own / "r", *named)
     assert result.exit_code == 0, result.output
     assert ("files were changed or copied since the scan" in " ".join(result.stdout.split())) == (not named)
 
 
 def test_report_draws_anew(own):
-    assert _call("report", own / "run").exit_code == 0
+    assert call("report", own / "run").exit_code == 0
     first = _content(own / "run")
-    result = _call("report", own / "run", "--method", "guided", "--method", "gradient", "--control")
+    result = call("report", own / "run", "--method", "guided", "--method", "gradient", "--control")
     assert result.exit_code == 0, result.output
     assert onnxviz.Atlas.load(own / "run").provenance.method == "guided"
     second = _content(own / "run")
     assert second["scan.atlas"] == first["scan.atlas"]
     assert second.keys() - first.keys() >= {"pictures/conv1/00000-compared.webp", "layers/conv1/compare.html"}
-    _fails(_call("report", own / "run", "--method", "guided", "-l", "conv1"), 2, "must not replace the whole")
-    _fails(_call("report", own / "run", "--method", "best"), 2, "best")
+    fails(call("report", own / "run", "--method", "guided", "-l", "conv1"), 2, "must not replace the whole")
+    fails(call("report", own / "run", "--method", "best"), 2, "best")
     assert _content(own / "run").keys() == second.keys()
 
 
 def test_a_part_of_a_scan_is_drawn(own, tmp_path):
-    result = _call("report", own / "run", "-l", "fc1", "--channels", "0-2", "--top", 2, "--out", own / "part")
+    result = call("report", own / "run", "-l", "fc1", "--channels", "0-2", "--top", 2, "--out", own / "part")
     assert result.exit_code == 0, result.output
     (one,) = onnxviz.Atlas.load(own / "part").layers
     assert (one.layer.alias, one.pictured, one.top) == ("fc1", (0, 1, 2), 2)
-    _fails(
-        _call("report", own / "run", "-l", "fc1"), 2, "must not replace the whole: give it a place of its own"
+    fails(
+        call("report", own / "run", "-l", "fc1"), 2, "must not replace the whole: give it a place of its own"
     )
-    _fails(_call("report", own / "run", "--top", 5, "--out", own / "p"), 2, "kept the 4 strongest images")
-    _fails(_call("report", own / "run", "-l", "relu1", "--out", own / "p"), 2, "relu1")
+    fails(call("report", own / "run", "--top", 5, "--out", own / "p"), 2, "kept the 4 strongest images")
+    fails(call("report", own / "run", "-l", "relu1", "--out", own / "p"), 2, "relu1")
     assert not (own / "p").exists()
 
 
@@ -422,7 +404,7 @@ def test_analyze_refuses_another_scan_that_it_is_pointed_to(base, tmp_path):
     assert _analyze(base, tmp_path / "r", *keep).exit_code == 0
     assert not (tmp_path / "r" / "scan.atlas").exists()
     before = _content(tmp_path)
-    _fails(
+    fails(
         _analyze(base, tmp_path / "r", *keep, "--top", 3), 2, "kept holds another scan: --top was 4 (now 3)"
     )
     assert _content(tmp_path) == before
@@ -445,8 +427,8 @@ def test_analyze_refuses_an_unfinished_scan_of_something_else(base, tmp_path, la
     different = (
         "it was for images 0 to 11 (now 0 to 23)" if len(layers) == 2 else "the layers were conv1, dense1"
     )
-    result = _call("analyze", base / "small.onnx", *options, "--out", tmp_path / "run")
-    _fails(result, 2, f"run holds another scan: {different}")
+    result = call("analyze", base / "small.onnx", *options, "--out", tmp_path / "run")
+    fails(result, 2, f"run holds another scan: {different}")
     assert _names(tmp_path / "run") == ["scan.atlas"]
     assert _analyze(base, tmp_path / "run", "--restart").exit_code == 0
 
@@ -454,7 +436,7 @@ def test_analyze_refuses_an_unfinished_scan_of_something_else(base, tmp_path, la
 def test_analyze_takes_over_a_scan(base, tmp_path):
     """What scan found, analyze draws; what analyze found, report draws."""
     assert (
-        _call(
+        call(
             "scan",
             base / "small.onnx",
             "-l",
@@ -473,7 +455,7 @@ def test_analyze_takes_over_a_scan(base, tmp_path):
     assert "Scanned before" in result.stdout
     shutil.rmtree(tmp_path / "run" / "pictures")
     (tmp_path / "run" / "atlas.json").unlink()
-    assert _call("report", tmp_path / "run").exit_code == 0
+    assert call("report", tmp_path / "run").exit_code == 0
     assert (tmp_path / "run" / "pictures" / "conv1" / "00000.webp").exists()
 
 
@@ -491,7 +473,7 @@ def test_other_names_of_classes_are_told(base, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"class {number}" for number in range(6)))
     shutil.copy(base / "small.onnx", tmp_path / "small.onnx")
     assert _scan(tmp_path, tmp_path / "run").exit_code == 0
-    _fails(_scan(tmp_path, tmp_path / "run", "--labels", tmp_path / "names.txt"), 2, "images or their labels")
+    fails(_scan(tmp_path, tmp_path / "run", "--labels", tmp_path / "names.txt"), 2, "images or their labels")
 
 
 def test_a_report_does_not_stand_beside_the_scan_of_another(base, tmp_path):
@@ -505,7 +487,7 @@ def test_a_report_does_not_stand_beside_the_scan_of_another(base, tmp_path):
     begun = replace(whole, part=Part.empty(whole.job.layers, whole.job.top))
     begun.write(out / "scan.atlas")
     result = _analyze(base, out, "--run", elsewhere, "-l", "conv2")
-    _fails(result, 2, "holds a scan of its own that is not finished", "--restart")
+    fails(result, 2, "holds a scan of its own that is not finished", "--restart")
     assert (out / "scan.atlas").exists()
     assert _analyze(base, out, "--run", elsewhere, "-l", "conv2", "--restart").exit_code == 0
     assert not (out / "scan.atlas").exists()

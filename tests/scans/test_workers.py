@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from onnxviz import analysis
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
@@ -20,11 +19,20 @@ from onnxviz.scans.saved import SavedScan
 from onnxviz.scans.workers import Pieces, scan_in_processes
 from onnxviz.setup import open_setup
 from tests.model.nets import small, write
-from tests.scans.fleet import BATCH, Command, alive, children, data, environment, until
+from tests.scans.fleet import (
+    BATCH,
+    BROKEN,
+    IMAGES,
+    Command,
+    alive,
+    children,
+    data,
+    environment,
+    scan,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes as Linux shows them")
-
-IMAGES, BROKEN = 160, (5, 101)
 
 
 class Heard(Progress):
@@ -48,34 +56,8 @@ class Heard(Progress):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    base = tmp_path_factory.mktemp("workers")
-    data(base, IMAGES, BROKEN)
-    return base
-
-
-@pytest.fixture(scope="module")
-def expected(folder):
-    """What one process finds."""
-    assert scan(folder, folder / "one.atlas").whole
-    return (folder / "one.atlas").read_bytes()
-
-
-@pytest.fixture(scope="module")
 def slow(folder):
     return environment(folder, 0.03)
-
-
-def scan(folder, out, **options):
-    return analysis.scan(
-        folder / "small.onnx",
-        out,
-        images=folder / "photos",
-        layers=["conv1", "conv2"],
-        provider="cpu",
-        batch_size=BATCH,
-        **options,
-    )
 
 
 def start(folder, out, env, *options, count=2):
