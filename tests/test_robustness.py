@@ -274,3 +274,17 @@ def test_a_pool_whose_next_window_would_be_far_away(tmp_path):
         found.append(net.project_units(x, "pool", [(0, 1, 0, 0), (1, 2, 0, 0)]).pixels)
     assert found[0].any()
     np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMean", "ReduceL2", "ReduceProd"])
+def test_a_reduction_that_names_an_axis_twice(tmp_path, op):
+    """Onnxruntime takes it once."""
+    found = []
+    for number, axes in enumerate([[2, 3], [-1, 2, 3, -1]]):
+        model = build([node(op, "x", "y", "reduced", axes=axes, keepdims=0)], outputs=["y"], opset=11)
+        net = onnxviz.load(write(tmp_path / f"{number}.onnx", model), provider="cpu")
+        x = np.random.default_rng(3).normal(size=net.image.shape(2, net.size)).astype(np.float32)
+        g = np.arange(1.0, 1 + x[:, :, 0, 0].size, dtype=np.float32).reshape(x.shape[:2])
+        found.append(net.vjp({net.image.name: x}, {"y": g})[net.image.name])
+    assert found[0].any()
+    np.testing.assert_array_equal(found[0], found[1])

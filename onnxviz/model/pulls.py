@@ -177,11 +177,11 @@ def _mixing(node: Node, index: int, spans: Spans, shapes: Mapping[str, Shape]) -
 
 
 def reduced_axes(node: Node, rank: int) -> tuple[int, ...]:
-    """The axes that a reduction takes together: all if it names none, unless that means none."""
+    """The axes that a reduction takes together, each once: all if it names none, unless that means none."""
     axes = _ints(node, "axes") if "axes" in node.attrs else ()
     if not axes and not node.attrs.get("noop_with_empty_axes"):
         return tuple(range(rank))
-    return tuple(sorted(a % rank for a in axes))
+    return tuple(sorted({a % rank for a in axes}))
 
 
 @_pulls("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
