@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cut-peer", action="store_true", help="give Captum networks cut off after the layer"
     )
-    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu", help="of onnxviz's side")
+    parser.add_argument("--provider", choices=["cpu", "cuda"], default="cpu", help="of both sides")
     parser.add_argument("--folder", type=Path, help="keep models and pictures here for the next run")
     parser.add_argument("--out", type=Path, action="append", default=[], help="write the table: .md or .json")
     given = parser.parse_args()

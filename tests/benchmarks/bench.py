@@ -39,7 +39,7 @@ class Bench:
         rounds: how often each side is measured, after once that does not count.
         quick: a fraction of the work: enough to see that it runs, not to be quoted.
         cut: give Captum each network only as far as the layer (`peers.Captum`).
-        provider: ``cpu`` or ``cuda``, of what can run on either.
+        provider: ``cpu`` or ``cuda``, of both sides.
     """
 
     folder: Path

@@ -38,10 +38,10 @@ def whole(bench: Bench) -> Iterator[Row]:
 
     def ours() -> None:
         options = ("--layer", "conv1..conv5", "--preprocess", "imagenet", "--images", folder, "--out", out)
-        bench.run("-m", "onnxviz", "analyze", model, *options)
+        bench.run("-m", "onnxviz", "analyze", model, *options, "--provider", bench.provider)
 
     def peer() -> float:
-        options = ("--every", every, "--workers", cores())
+        options = ("--every", every, "--workers", cores(), "--device", bench.provider)
         spent = json.loads(bench.run("-m", "tests.benchmarks.script", weights, folder, out, *options))
         return float(spent["scan"] + every * spent["project"])
 
@@ -52,8 +52,8 @@ def whole(bench: Bench) -> Iterator[Row]:
     mine, others = (median(side) for side in zip(*rounds, strict=True))
     reckoned = f", from every {every}th channel" if every > 1 else ""
     yield Row(
-        f"AlexNet, {count:,} JPEG files, all channels of conv1–conv5, top 9, report written, to PyTorch with Captum "
-        "and Matplotlib",
+        f"AlexNet, {count:,} JPEG files, all channels of conv1–conv5, top 9, report written, {bench.provider}, to "
+        "PyTorch with Captum and Matplotlib",
         f"{mine:.3g} s",
         f"{others:.3g} s{reckoned}",
         tuple(p / o for o, p in rounds),

@@ -29,19 +29,21 @@ class Captum:
     """Projects units of a measured layer of a network.
 
     Captum runs the network to its end to project a unit of any layer. With ``cut`` it is given the network only as
-    far as the block of the layer: faster, and more than its users are told to do.
+    far as the block of the layer: faster, and more than its users are told to do. On ``cuda`` PyTorch has its defaults,
+    which round convolutions to TF32; the network is moved there for good.
     """
 
-    def __init__(self, net: Net, layer: str, *, cut: bool = False) -> None:
-        self.module: nn.Module = net.cut(layer) if cut else net.module
+    def __init__(self, net: Net, layer: str, *, cut: bool = False, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self.module: nn.Module = (net.cut(layer) if cut else net.module).to(self._device)
         self._layer = net.layer(layer)
         self._deconvolution = NeuronDeconvolution(self.module, self._layer)
 
     def project(self, x: Array, units: Array) -> Array:
         """One channel's units, at most one an image: rows (sample, channel, y, x). The frames (M, 3, H, W)."""
-        channel, y, column = (torch.from_numpy(part) for part in units.T[1:])
-        images = torch.from_numpy(x[units[:, 0]])
-        rows = torch.arange(len(units))
+        channel, y, column = (torch.from_numpy(part).to(self._device) for part in units.T[1:])
+        images = torch.from_numpy(x[units[:, 0]]).to(self._device)
+        rows = torch.arange(len(units), device=self._device)
 
         def seeds(maps: Tensor) -> Tensor:
             # Captum starts at 1; the gradient of a²/2 starts it at the activation a, as the paper does.
@@ -50,16 +52,16 @@ class Captum:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there will be hooks
             answer = self._deconvolution.attribute(images, seeds)
-        return answer.detach().numpy()  # type: ignore[no-any-return]
+        return answer.detach().cpu().numpy()  # type: ignore[no-any-return]
 
     def activations(self, x: Array) -> Array:
         """The layer's activations."""
         kept: list[Tensor] = []
         hook = self._layer.register_forward_hook(lambda *args: kept.append(args[2]))
         with torch.inference_mode():
-            self.module(torch.from_numpy(x))
+            self.module(torch.from_numpy(x).to(self._device))
         hook.remove()
-        return kept[0].numpy()
+        return kept[0].cpu().numpy()
 
 
 def disagreement(frames: Array, pixels: Array, boxes: Sequence[Sequence[int]]) -> float:

@@ -102,7 +102,7 @@ def measure(bench: Bench, pair: Pair, layer: str, x: Array, channels: Sequence[i
     alias = pair.aliases[layer]
     units = pair.ours.hits(x, alias, channels, TOP)
     few = x[: max(TOP, len(x) // 3)]
-    captum = Captum(pair.net, layer, cut=bench.cut)
+    captum = Captum(pair.net, layer, cut=bench.cut, device=bench.provider)
     first = units[:TOP]
     answer = pair.ours.project(x, alias, first)
     difference = disagreement(captum.project(x, first), answer.pixels, answer.boxes.tolist())

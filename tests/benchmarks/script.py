@@ -65,7 +65,7 @@ class Best:
 
     def update(self, maps: Tensor, first: int) -> None:
         """Take in a batch of maps (N, C, H, W), of the images from ``first`` on."""
-        score, place = maps.flatten(2).max(2)
+        score, place = (found.cpu() for found in maps.flatten(2).max(2))
         image = torch.arange(first, first + len(maps)).expand(score.shape[1], -1)
         score = torch.cat([self.score, score.T], 1)
         self.score, chosen = score.topk(min(TOP, score.shape[1]), 1)
@@ -79,7 +79,9 @@ class Best:
         return np.stack([self.image[channel].numpy(), np.full(len(y), channel), y, x], 1)
 
 
-def scan(net: networks.Net, data: DataLoader[Tensor]) -> tuple[np.ndarray, dict[str, Best]]:
+def scan(
+    net: networks.Net, data: DataLoader[Tensor], device: str = "cpu"
+) -> tuple[np.ndarray, dict[str, Best]]:
     """All images, as the network takes them, and the best of every measured layer."""
     best = {
         name: Best(
@@ -94,7 +96,7 @@ def scan(net: networks.Net, data: DataLoader[Tensor]) -> tuple[np.ndarray, dict[
     ]
     with torch.inference_mode():
         for x in data:
-            net.module(x)
+            net.module(x.to(device))
             kept.append(x)
             first += len(x)
     for hook in hooks:
@@ -136,20 +138,21 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--every", type=int, default=1, help="project every so many-th channel")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     begin = time.perf_counter()
     torch.set_num_threads(given.workers)
     net = networks.alexnet()
     net.module.load_state_dict(torch.load(given.weights))
-    net.module.eval().requires_grad_(False)
+    net.module.eval().requires_grad_(False).to(given.device)
     data = DataLoader(Photos(given.folder, net.size), BATCH, num_workers=given.workers)
-    images, best = scan(net, data)
+    images, best = scan(net, data, given.device)
     scanned = time.perf_counter()
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     given.out.mkdir(parents=True, exist_ok=True)
     page = []
     for name, step, first, size in fields(net):
-        captum = Captum(net, name)
+        captum = Captum(net, name, device=given.device)
         figure, axes = plt.subplots(1, 2, figsize=(8, 4))
         blank = np.zeros((ROWS * size, ROWS * size, 3))
         shown = [axis.imshow(blank) for axis in axes]

@@ -15,6 +15,7 @@ from statistics import median
 
 import numpy as np
 import onnxruntime as ort
+import torch
 from onnx import TensorProto, helper
 
 __all__ = ["Goal", "Row", "alternately", "cores", "machine", "matrix_products", "ms", "timed"]
@@ -123,9 +124,17 @@ def machine() -> list[str]:
             continue
     return [
         f"{names[0] if names else platform.processor() or platform.machine()}, {cores()} cores, {platform.system()}",
+        *_gpu(),
         f"Python {platform.python_version()}, {', '.join(found)}",
         date.today().isoformat(),
     ]
+
+
+def _gpu() -> list[str]:
+    """The first GPU, if there is one; only ``--provider cuda`` uses it."""
+    if not torch.cuda.is_available():
+        return []
+    return [f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"]
 
 
 def _cpu_lines() -> list[str]:
