@@ -45,7 +45,7 @@ from onnxviz.reverse.project import (
     seed_maps,
 )
 from onnxviz.reverse.rules import STOPS
-from onnxviz.reverse.whole import whole_graph
+from onnxviz.reverse.whole import WholeGraph, whole_graph
 from onnxviz.runtime import cores, open_session, release_memory
 
 __all__ = ["Network", "load"]
@@ -408,8 +408,9 @@ class Network:
         *,
         probes: Sequence[Probe] = (),
         threads: int | None = None,
+        filled: int | None = None,
     ) -> Runner:
-        """A session for the named tensors and probes of tensors, whose runs use ``threads``, or as many as cores."""
+        """A session for the named tensors and probes of tensors; ``threads`` and ``filled`` are as in `Runner`."""
 
         def cut(batch: str | None) -> bytes:
             return self.model.cut(
@@ -417,7 +418,7 @@ class Network:
                 probes=probes,
                 batch=batch,
                 image=self.image.name,
-                for_cpu=self.provider == "cpu",
+                spell_lrn=True,
             )
 
         return Runner(
@@ -429,6 +430,7 @@ class Network:
             fixed=self.image.batch,
             provider=self.provider,
             threads=threads,
+            filled=filled,
         )
 
     def record(self, x: Array, tensors: Sequence[str], pools: Sequence[Node] = ()) -> Recording:
@@ -508,9 +510,9 @@ class Network:
 
         Where the graph moves the batch axis, only whole maps will do, one image at a time.
         """
-        engine = engine or self.engine
+        engine, otherwise = engine or self.engine, None
         if engine == "auto":
-            engine = "graph" if self.provider == "cuda" else "stages"
+            engine, otherwise = ("graph", "stages") if self.provider == "cuda" else ("stages", None)
         if engine == "graph" and not windows:
             engine = "stages"
         key = (layer.tensor, method, windows, engine)
@@ -521,9 +523,11 @@ class Network:
             # Those of one layer are kept: their graphs hold weights.
             self._projectors = {k: v for k, v in self._projectors.items() if k[0] == key[0]}
 
-            def graph(plan: Plan) -> Any:
-                model = self._whole_graph(plan, layer, method)
-                return open_session(model, self.file.path, self.provider)
+            def graph() -> WholeGraph:
+                model, batch = self._whole_graph(made, layer, method, spell_lrn=True)
+                session = open_session(model, self.file.path, self.provider)
+                steady = self.provider != "cpu"
+                return WholeGraph(session, self.file.path, self.image.name, batch=batch, steady=steady)
 
             self._projectors[key] = Projector(
                 made,
@@ -531,6 +535,7 @@ class Network:
                 method,
                 self.image,
                 engine=engine,
+                otherwise=otherwise,
                 memory=self.memory,
                 path=self.file.path,
                 graph=graph,
@@ -548,15 +553,23 @@ class Network:
         method = make_method(method) if isinstance(method, str) else method
         found = layer if isinstance(layer, Layer) else self.layer(layer)
         self.check([found], method)
-        return write_model(self._whole_graph(self.plan_units(found, method), found, method), Path(out))
+        return write_model(self._whole_graph(self.plan_units(found, method), found, method)[0], Path(out))
 
-    def _whole_graph(self, plan: Plan, layer: Layer, method: Method) -> bytes:
+    def _whole_graph(
+        self, plan: Plan, layer: Layer, method: Method, *, spell_lrn: bool = False
+    ) -> tuple[bytes, int | None]:
+        """The graph, and how many images it takes; None if any number, even though the file says otherwise."""
         pooled = [name for node in plan.pools for name in (node.inputs[0], node.output)]
         names = list(dict.fromkeys((*plan.records, layer.tensor, *pooled)))
         x = np.zeros(self.image.shape(self.image.batch or 1, self.size), self.image.dtype)
-        found = {**self.runner([n for n in names if n != self.image.name]).run(x), self.image.name: x}
-        dtypes = {name: value.dtype for name, value in found.items()}
-        return whole_graph(self.model, plan, layer, method, self.image, dtypes)
+        runner = self.runner([n for n in names if n != self.image.name])
+        runner.decide()
+        dtypes = {name: value.dtype for name, value in {**runner.run(x), self.image.name: x}.items()}
+        opened = "N" if runner.fixed is None and self.image.batch is not None else None
+        written = whole_graph(
+            self.model, plan, layer, method, self.image, dtypes, batch=opened, spell_lrn=spell_lrn
+        )
+        return written, runner.fixed
 
     def plan_units(self, layer: Layer, method: Method, *, windows: bool = True) -> Plan:
         """The plan behind `projector`."""
@@ -732,6 +745,7 @@ class Network:
             chunk = samples[start : start + step]
             recording = net.record(x[chunk], projector.records, projector.pools)
             rows = np.flatnonzero(np.isin(units[:, 0], chunk))
+            rows = rows[np.argsort(units[rows, 0], kind="stable")]
             local = units[rows]
             local[:, 0] = np.searchsorted(chunk, local[:, 0])
             answer = projector.units(recording, local)

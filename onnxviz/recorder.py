@@ -61,7 +61,7 @@ class Recorder:
 
     def keep(self, layers: Sequence[tuple[Projector, Sequence[Wanted]]], progress: Progress) -> None:
         """Run the images of several layers forward, if what is to be kept of them fits."""
-        shared = [(p, w) for p, w in layers if p.plan.batched and p.engine != "graph" and w]
+        shared = [(p, w) for p, w in layers if p.plan.batched and p.asked != "graph" and w]
         images = sorted({one.image for _, wanted in shared for one in wanted})
         if not shared or self._bytes(shared, len(images)) > self._memory * _SHARE:
             return

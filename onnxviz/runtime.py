@@ -24,6 +24,7 @@ __all__ = [
     "PROVIDERS",
     "cores",
     "error_line",
+    "filled_up",
     "gpus",
     "open_session",
     "out_of_memory",
@@ -34,6 +35,10 @@ __all__ = [
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""TF32 rounds products to 10 bits. By default all of cuDNN's kernels are tried whenever a convolution meets a new size,
+for a fourth of a second in SqueezeNet, and others are taken for other batches and runs, so that last bits change."""
+
 FATAL_ONLY = 4
 """A log level. At the default one onnxruntime prints warnings of its own; its errors reach us as exceptions."""
 
@@ -42,7 +47,7 @@ _TRIAL_SECONDS = 20.0
 """What working out constants and sizes may take, all at once: a file can ask for any amount with a few bytes."""
 
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
-_PLACE = re.compile(r"(?:/\S+:\d+ .+?\)|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
+_PLACE = re.compile(r"(?:/\S+:\d+ .+?\)(?: \[with [^\]]*\])?|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
 """Where in onnxruntime's own source an error was raised: a path with the function's signature, or file and function."""
 
 
@@ -88,8 +93,7 @@ def open_session(
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS["cpu"]]
     if provider == "cuda":
-        # TF32 rounds products to 10 bits.
-        providers.insert(0, (PROVIDERS["cuda"], {"use_tf32": "0"}))
+        providers.insert(0, (PROVIDERS["cuda"], _CUDA_OPTIONS))
     try:
         # Without its own fallback, which prints, and tries what was tried already.
         return ort.InferenceSession(cut, options, providers=providers, enable_fallback=0)
@@ -109,6 +113,11 @@ def run_session(
         return list(session.run(list(outputs), feeds))
     except Exception as error:  # onnxruntime raises types of its own
         raise ModelError(f"{path}: onnxruntime failed: {error_line(error)}") from error
+
+
+def filled_up(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """So many rows: the last over and over, after all that there are."""
+    return rows if len(rows) == count else np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), 0)])
 
 
 _bounding = Lock()

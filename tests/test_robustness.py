@@ -222,6 +222,12 @@ def test_strange_names(tmp_path, name):
             "indices\n index: 0 Got: 1 Expected: 4\n Please fix either the inputs/outputs or the model.",
             "Got invalid dimensions for input: x, index: 0 Got: 1 Expected: 4",
         ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: /src/core/providers/cuda/nn/lrn.cc:63 "
+            "ort::cuda::LRN<T, Layout>::LRN(const ort::OpKernelInfo&) [with T = float; bool Layout = false] "
+            "norm_desc_.Set( gsl::narrow_cast<uint32_t>(size)) .IsOK() was false. ",
+            "Exception during initialization: norm_desc_.Set( gsl::narrow_cast<uint32_t>(size)) .IsOK() was false. ",
+        ),
     ],
 )
 def test_onnxruntimes_errors_without_its_own_places(text, line):

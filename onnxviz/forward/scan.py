@@ -118,7 +118,9 @@ class Scanner:
             for layer in reversed(layers)
             for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
         ]
-        self._runner = network.runner([], probes=probes, threads=self._load.threads)
+        self._runner = network.runner(
+            [], probes=probes, threads=self._load.threads, filled=None if on_cpu else self.batch
+        )
         self._runner.decide()
 
     def scan(

@@ -18,6 +18,7 @@ from onnxviz.runtime import (
     FATAL_ONLY,
     PROVIDERS,
     error_line,
+    filled_up,
     gpus,
     open_session,
     out_of_memory,
@@ -187,6 +188,8 @@ class Runner:
         shape: of a batch: the file's own, or of one image where it is open.
         fixed: the batch that the file fixes, or None.
         threads: that one run may use; None for as many as there are cores.
+        filled: fill up smaller batches to so many images, unless the file fixes its batch. On CUDA another size means
+            other kernels: they have to be found, and may give an image other last bits.
     """
 
     def __init__(
@@ -200,6 +203,7 @@ class Runner:
         fixed: int | None,
         provider: str,
         threads: int | None = None,
+        filled: int | None = None,
     ) -> None:
         self._model, self._image, self._cut = model, image, cut
         self._shape, self._dtype = tuple(shape), dtype
@@ -209,6 +213,7 @@ class Runner:
         self._undecided = fixed is not None
         self._deciding = Lock()
         self.fixed = fixed
+        self._filled = filled
         self._most: int | None = None
         self._notes: dict[str, str] = {}
         self._turns = Condition()
@@ -236,7 +241,7 @@ class Runner:
                     parts.append(self._run(x[start : start + rows]))
                 start += rows
             except _NoMemoryError as error:
-                self._run_fewer(rows, error)
+                self._run_fewer(self._rows(rows) if self.fixed is None else rows, error)
         if len(parts) == 1:
             return parts[0]
         try:
@@ -259,6 +264,8 @@ class Runner:
 
     def _at_once(self, x: Array) -> dict[str, Array] | None:
         """All images in one run; None if several do not go together, though one alone might."""
+        count = len(x)
+        x = filled_up(x, self._rows(count))
         try:
             found = self._once(self._session, x)
         except _NoMemoryError:
@@ -267,7 +274,16 @@ class Runner:
             if len(x) == 1:
                 raise
             return None
-        return found if len(x) == 1 or all(len(value) == len(x) for value in found.values()) else None
+        if len(x) == 1:
+            return found
+        whole = all(len(value) == len(x) for value in found.values())
+        return {name: value[:count] for name, value in found.items()} if whole else None
+
+    def _rows(self, count: int) -> int:
+        """How many images a run of so many is filled up to."""
+        if not self._filled or not count:
+            return count
+        return max(count, min(self._filled, self._most or self._filled))
 
     def _in_batches(self, x: Array, size: int) -> dict[str, Array]:
         if len(x) == size:
@@ -275,9 +291,7 @@ class Runner:
             return self._once(self._session, x)
         parts = []
         for start in range(0, len(x), size):
-            piece = x[start : start + size]
-            if short := size - len(piece):
-                piece = np.concatenate([piece, np.repeat(piece[-1:], short, axis=0)])
+            piece = filled_up(x[start : start + size], size)
             found = self._once(self._session, piece)
             if wrong := next((name for name, value in found.items() if len(value) != size), None):
                 raise ModelError(

@@ -486,7 +486,7 @@ class ModelFile:
         batch: int | str | None = None,
         image: str | None = None,
         known: Mapping[str, np.ndarray] | None = None,
-        for_cpu: bool = False,
+        spell_lrn: bool = False,
     ) -> bytes:
         """A model that computes just the asked-for tensors, serialised for onnxruntime.
 
@@ -496,7 +496,7 @@ class ModelFile:
             batch: new first dimension of the input ``image``; None keeps what the file says.
             image: the input that ``batch`` is for.
             known: tensors that are not computed but have these values.
-            for_cpu: write what onnxruntime's CPU provider is slow at in other operators (`spell_out_lrn`).
+            spell_lrn: write LRN in other operators (`spell_out_lrn`).
         """
         known = known or {}
         sources = {name for probe in probes for name in _read_by(probe)} - {probe.name for probe in probes}
@@ -519,7 +519,7 @@ class ModelFile:
         for proto in self._nodes:
             if not any(name in needed and name not in known for name in proto.output):
                 continue
-            channels, rank = self._lrn_shapes.get(proto.output[0], (0, 0)) if for_cpu else (0, 0)
+            channels, rank = self._lrn_shapes.get(proto.output[0], (0, 0)) if spell_lrn else (0, 0)
             if 0 < channels <= MOST_CHANNELS:
                 nodes, tensors_of_it = spell_out_lrn(proto, channels, rank)
                 graph.node.extend(nodes)

@@ -25,7 +25,14 @@ _IR_VERSION = 8
 
 
 def joined(
-    model: ModelFile, writer: GraphWriter, tensors: Sequence[str], outputs: Sequence[str], *, image: str
+    model: ModelFile,
+    writer: GraphWriter,
+    tensors: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    image: str,
+    batch: str | None = None,
+    spell_lrn: bool = False,
 ) -> bytes:
     """A model, serialised, that computes ``tensors`` as the file does, and from these what was written.
 
@@ -33,11 +40,13 @@ def joined(
         writer: has ``tensors`` among its inputs; its others become inputs of the model.
         outputs: of the writer; the model's.
         image: the input that takes images.
+        batch, spell_lrn: of the file's own part (`ModelFile.cut`).
 
     Raises:
         ModelError: an older model cannot be converted to opset 13.
     """
-    proto = onnx.load_model_from_string(model.cut([name for name in tensors if name != image]))
+    wanted = [name for name in tensors if name != image]
+    proto = onnx.load_model_from_string(model.cut(wanted, image=image, batch=batch, spell_lrn=spell_lrn))
     proto.ir_version = max(
         proto.ir_version, _IR_VERSION
     )  # before the fourth, initializers had to be inputs too

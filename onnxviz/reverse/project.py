@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from onnxviz.errors import ModelError, UnitError, UsageError
+from onnxviz.errors import ModelError, UnitError, UnsupportedOpError, UsageError
 from onnxviz.interrupts import held_interrupts
 from onnxviz.model.graph import Node
 from onnxviz.model.inputs import ImageInput
@@ -23,8 +24,8 @@ from onnxviz.reverse.engine import Plan, Recording, Units, run
 from onnxviz.reverse.kernels import Array, place_each
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.program import Program, recorded_types
-from onnxviz.reverse.whole import UNITS_INPUT
-from onnxviz.runtime import cores, run_session
+from onnxviz.reverse.whole import WholeGraph
+from onnxviz.runtime import cores
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -41,7 +42,8 @@ Position: TypeAlias = "str | tuple[int, int] | Sequence[tuple[int, int]] | None"
 
 ENGINES = ("auto", "stages", "graph", "numpy")
 """What pulls back: graphs that the rules are compiled to, run by onnxruntime, with NumPy between them (``stages``); one
-graph for the way to the layer and back (``graph``); or NumPy alone. ``auto``: one graph on CUDA, else stages."""
+graph for the way to the layer and back (``graph``); or NumPy alone. ``auto``: one graph on CUDA, if every rule on the
+way can be written as ONNX, else stages."""
 
 DEFAULT_MEMORY = 1 << 30
 """About how many bytes projecting may take, weights not counted."""
@@ -53,6 +55,11 @@ _CACHED = 32 << 20
 """On the CPU larger batches of units are no faster: their arrays fall out of the cache."""
 
 _MOST_UNITS = 256
+_MOST_READ = 256
+"""Images that are read ahead for the engine ``graph``."""
+
+_GRAPH_IMAGES = 32
+"""That one run of a graph takes at most."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,10 @@ class Projector:
         plan: from one position of the layer, or from whole maps.
         image: the input to pull back to.
         engine: one of `ENGINES`, but not ``auto``.
+        otherwise: the engine to take where there can be no one graph; None if that is an error.
         memory: about how many bytes recorded values and arrays on the way may take.
         path: of the model, for messages.
-        graph: makes the session of `whole.whole_graph`, for the engine ``graph``.
+        graph: makes what the engine ``graph`` runs.
     """
 
     def __init__(
@@ -93,17 +101,36 @@ class Projector:
         image: ImageInput,
         *,
         engine: str = "stages",
+        otherwise: str | None = None,
         memory: int = DEFAULT_MEMORY,
         path: Path,
-        graph: Callable[[Plan], Any] | None = None,
+        graph: Callable[[], WholeGraph] | None = None,
     ) -> None:
         self.plan, self.layer, self.method, self.image = plan, layer, method, image
-        self._memory, self.engine, self._path = memory, engine, path
-        self._make_graph = graph
-        self._session: Any = None
+        self._memory, self._path = memory, path
+        self.asked, self._otherwise, self._make_graph = engine, otherwise, graph
         self.program: Program | None = None
         self._lock = Lock()
-        self.threads = cores() if engine == "stages" else 1
+
+    @cached_property
+    def engine(self) -> str:
+        """What pulls back. The first look at it makes the graph that was asked for."""
+        if self.asked == "graph" and self._otherwise:
+            try:
+                _ = self._graph
+            except UnsupportedOpError:
+                return self._otherwise
+        return self.asked
+
+    @cached_property
+    def _graph(self) -> WholeGraph:
+        assert self._make_graph is not None
+        return self._make_graph()
+
+    @cached_property
+    def threads(self) -> int:
+        """That pull back, a part of the units each."""
+        return cores() if self.engine == "stages" else 1
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -120,8 +147,12 @@ class Projector:
     @property
     def images_at_once(self) -> int:
         """How many images to record at once."""
-        if not self.plan.batched or self.engine == "graph":
-            return self.image.batch or (32 if self.engine == "graph" else 1)
+        if self.engine == "graph":
+            # They are but read, and run in batches of their own.
+            size = 4 * math.prod(self.plan.shapes[self.image.name][1:])
+            return self._graph.batch or max(1, min(_MOST_READ, int(self._memory * _RECORDING_SHARE) // size))
+        if not self.plan.batched:
+            return self.image.batch or 1
         shapes = self.plan.shapes
         size = sum(4 * math.prod(shapes[name][1:]) for name in (*self.plan.records, self.layer.tensor))
         # The network's input, a pool's input and output, and what onnxruntime has beside them.
@@ -182,7 +213,8 @@ class Projector:
             maps: (M, …) the map that each unit is in; None if ``recording`` has the layer's tensor.
         """
         if self.engine == "graph":
-            return self._spread(len(units), lambda part: self._by_graph(recording, units[part]))
+            parts = self._graph_parts(units[:, 0])
+            return self._spread(parts, lambda part: self._by_graph(recording, units[part]))
         if maps is None:
             every = np.transpose(recording.values[self.layer.tensor], self.layer.order)
             maps = every[units[:, 0], units[:, 1]]
@@ -191,17 +223,36 @@ class Projector:
         def pull(part: slice) -> tuple[Array, Array]:
             return self._pull(recording, own[part], units[part]), own[part]
 
-        return self._spread(len(units), pull)
+        return self._spread(self._parts(len(units)), pull)
 
     def _by_graph(self, recording: Recording, units: Array) -> tuple[Array, Array]:
-        if self._session is None:
-            assert self._make_graph is not None
-            self._session = self._make_graph(self.plan)
         rows, local = np.unique(units[:, 0], return_inverse=True)
         x = recording.values[self.image.name][rows]
-        feeds = {self.image.name: x, UNITS_INPUT: np.column_stack([local, units[:, 1:]])}
-        pixels, maps = run_session(self._session, ("pixels", "maps"), feeds, self._path)
-        return pixels, maps
+        local = np.column_stack([local, units[:, 1:]])
+        at_once = {"images_at_once": self._graph_images, "units_at_once": self.units_at_once}
+        return self._graph.run(x, local, **at_once)
+
+    @property
+    def _graph_images(self) -> int:
+        """How many images a run of the graph takes at most."""
+        shapes = self.plan.shapes
+        recorded = sum(4 * math.prod(shapes[name][1:]) for name in (*self.plan.records, self.layer.tensor))
+        pooled = sum(8 * math.prod(shapes[node.inputs[0]][1:]) for node in self.plan.pools)
+        share = int(self._memory * _RECORDING_SHARE)
+        return self._graph.batch or max(1, min(_GRAPH_IMAGES, share // max(recorded + pooled, 1)))
+
+    def _graph_parts(self, rows: Array) -> list[slice]:
+        """Parts of units, which are in these rows, none with too many units or rows, of about the same size."""
+        images = len(np.unique(rows))
+        count = max(-(-len(rows) // self.units_at_once), -(-images // self._graph_images), 1)
+        most = -(-len(rows) // count)
+        parts, start, seen = [], 0, set[int]()
+        for place, row in enumerate(rows.tolist()):
+            if place - start == most or len(seen | {row}) > self._graph_images:
+                parts.append(slice(start, place))
+                start, seen = place, set()
+            seen.add(row)
+        return [*parts, slice(start, len(rows))] if len(rows) else []
 
     def maps(self, seeds: Array, recording: Recording, rows: Array | None = None) -> Array:
         """Pull seeds (M, C, …) over whole maps back to the input, in its own layout.
@@ -217,14 +268,17 @@ class Projector:
                 at = Units(rows[part], np.zeros((len(rows[part]), 0), np.int64))
             return self._run(g[part], recording, at)
 
-        return np.concatenate([found for _, found in self._spread(len(seeds), pull)])
+        return np.concatenate([found for _, found in self._spread(self._parts(len(seeds)), pull)])
 
-    def _spread(self, count: int, pull: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-        """The results of parts of ``count`` units, computed by several threads, in order."""
+    def _parts(self, count: int) -> list[slice]:
+        """Parts of ``count`` units, for all threads."""
         share = -(-count // self.threads)
         step = max(1, min(self.units_at_once, share))
-        parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-        if self.threads == 1 or len(parts) == 1:
+        return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def _spread(self, parts: Sequence[slice], pull: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
+        """The results of parts of units, computed by several threads, or by one ahead of the caller, in order."""
+        if self.engine == "numpy" or len(parts) == 1:
             for part in parts:
                 yield part, pull(part)
             return

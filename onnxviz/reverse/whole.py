@@ -7,11 +7,13 @@ any other runtime. The rules are the ones that NumPy runs, traced (`onnxviz.reve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from onnxviz.errors import UnsupportedOpError
+from onnxviz.errors import ModelError, UnsupportedOpError
 from onnxviz.model.graph import ModelFile, Shape
 from onnxviz.model.inputs import ImageInput
 from onnxviz.model.joining import OLDEST, joined
@@ -22,8 +24,11 @@ from onnxviz.reverse.engine import Plan, pool_switches
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.program import IMAGES, UNITS, TracedWalk, coordinate_limits
 from onnxviz.reverse.traced import OpenSize, Traced, Tracer, Untraceable
+from onnxviz.runtime import filled_up, out_of_memory, run_session
 
-__all__ = ["OUTPUTS", "UNITS_INPUT", "whole_graph"]
+__all__ = ["OUTPUTS", "UNITS_INPUT", "WholeGraph", "whole_graph"]
+
+Array: TypeAlias = NDArray[Any]
 
 UNITS_INPUT = "units"
 OUTPUTS = ("pixels", "boxes", "activations", "maps")
@@ -38,6 +43,9 @@ def whole_graph(
     method: Method,
     image: ImageInput,
     dtypes: Mapping[str, np.dtype[Any]],
+    *,
+    batch: str | None = None,
+    spell_lrn: bool = False,
 ) -> bytes:
     """Write it as a model, serialised.
 
@@ -46,6 +54,7 @@ def whole_graph(
     Args:
         plan: from one position of the layer.
         dtypes: of the tensors that the plan records, the layer, and the pools' inputs and outputs.
+        batch, spell_lrn: of the way to the layer (`ModelFile.cut`).
 
     Raises:
         UnsupportedOpError: a move has no ONNX form, or the graph moves the batch axis.
@@ -123,7 +132,56 @@ def whole_graph(
         writer.named(x.name, name, x.dtype, [d.name if isinstance(d, OpenSize) else d for d in x.shape])
         for name, x in outputs.items()
     ]
-    return joined(model, writer, [n for k, n in recorded if k == "value"], names, image=image.name)
+    read_from_file = [name for kind, name in recorded if kind == "value"]
+    return joined(model, writer, read_from_file, names, image=image.name, batch=batch, spell_lrn=spell_lrn)
+
+
+class WholeGraph:
+    """A session of `whole_graph`, whose runs are all of one size where that matters.
+
+    A file that fixes its batch is given as many images. On CUDA a convolution that meets a new size looks for kernels
+    anew, which takes longer than the run.
+
+    Args:
+        path: of the model, for messages.
+        batch: images that the model takes; None for any number.
+        steady: fill up runs, so that their sizes seldom change.
+    """
+
+    def __init__(
+        self, session: Any, path: Path, image: str, *, batch: int | None = None, steady: bool = False
+    ) -> None:
+        self._session, self._path, self._image = session, path, image
+        self.batch, self._steady = batch, steady
+
+    def run(self, x: Array, units: Array, *, images_at_once: int, units_at_once: int) -> tuple[Array, Array]:
+        """Projections (M, C, h, w), and the maps (M, …) that the units are in.
+
+        Args:
+            x: images as the network takes them.
+            units: (M, 4): row of ``x``, channel, y, x.
+            images_at_once, units_at_once: that any run takes at most.
+
+        Raises:
+            ModelError: onnxruntime failed.
+        """
+        count, images = len(units), self.batch or len(x)
+        if self._steady:
+            step = max(1, units_at_once // _SIZES)
+            units = filled_up(units, min(-(-count // step) * step, units_at_once))
+            images = self.batch or images_at_once
+        feeds = {self._image: filled_up(x, images), UNITS_INPUT: units}
+        try:
+            pixels, maps = run_session(self._session, ("pixels", "maps"), feeds, self._path)
+        except ModelError as error:
+            if out_of_memory(error):
+                raise ModelError(f"{error} Give projecting less --memory.") from error
+            raise
+        return pixels[:count], maps[:count]
+
+
+_SIZES = 8
+"""Into how many sizes runs fall by their units."""
 
 
 def _in_boxes(walk: TracedWalk, answer: Any, layer: Layer, image: ImageInput) -> Any:

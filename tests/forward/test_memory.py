@@ -80,6 +80,15 @@ def test_what_was_learnt_holds_for_later_runs(net, monkeypatch):
     assert short.tried == [2, 2, 1]
 
 
+def test_what_is_filled_up_is_halved_too(net, monkeypatch):
+    runner = net.runner(["r2"], filled=8)
+    short = Short(monkeypatch, 3)
+    found = runner.run(X[:5])
+    assert short.tried == [8, 4, 2, 2, 2]
+    np.testing.assert_allclose(found["r2"], forward(small(), X[:5], ["r2"])["r2"], rtol=1e-4, atol=1e-5)
+    assert runner.note == "Memory was short: images were run 2 at a time."
+
+
 def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(net, monkeypatch):
     runner = net.runner(["r2"])
     Short(monkeypatch, 0)

@@ -151,10 +151,12 @@ def test_an_output_without_a_row_an_image_is_an_error_not_a_cut(tmp_path, provid
         net.activations(X[:3], "add")
 
 
+@pytest.mark.parametrize("engine", ["stages", "graph"])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch, provider):
+def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch, engine, provider):
     plain = onnxviz.load(write(tmp_path / "plain.onnx", small()), provider=provider)
-    fixed = onnxviz.load(write(tmp_path / "fixed.onnx", small(x=(batch, 3, 12, 12))), provider=provider)
+    path = write(tmp_path / "fixed.onnx", small(x=(batch, 3, 12, 12)))
+    fixed = onnxviz.load(path, provider=provider, engine=engine)
     for name in ("relu2", "fc2"):
         np.testing.assert_allclose(
             fixed.project(X, name, 3), plain.project(X, name, 3), rtol=1e-4, atol=1e-6, err_msg=name
@@ -166,6 +168,27 @@ def test_projections_do_not_depend_on_the_files_batch(tmp_path, batch, provider)
         rtol=1e-4,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 11])
+def test_batches_are_filled_up_where_sizes_should_not_change(tmp_path, count, provider, monkeypatch):
+    net = onnxviz.load(write(tmp_path / "m.onnx", small()), provider=provider)
+    runner, sizes = net.runner(["r2", "d2"], filled=8), []
+    plain = runner._once
+    monkeypatch.setattr(runner, "_once", lambda s, x: sizes.append(len(x)) or plain(s, x))
+    found = runner.run(X[:count])
+    assert sizes == [max(8, count)]
+    for name, value in forward(small(), X[:count], ["r2", "d2"]).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixed", ["flatten-to-one-row", "reshape-to-one-map"])
+def test_a_filled_batch_that_does_not_go_together_goes_one_by_one(tmp_path, mixed, provider):
+    model, net = _net(tmp_path, MIXED[mixed], "N", provider)
+    runner = net.runner(["y"], filled=8)
+    found = runner.run(X[:1])["y"]
+    assert runner.fixed == 1
+    np.testing.assert_allclose(found, forward(model, X[:1], ["y"])["y"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_layers_before_what_mixes_are_run_in_batches(tmp_path, provider):

@@ -85,8 +85,8 @@ def test_threads_of_a_run(path):
     np.testing.assert_allclose(session.run({"x": X})["c1"], forward(small(), X, ["c1"])["c1"], rtol=1e-5)
 
 
-def test_onnxruntime_is_not_asked_for_tf32(monkeypatch, path):
-    """On CUDA it would round products to 10 bits, unasked."""
+def test_what_onnxruntime_is_asked_for_on_cuda(monkeypatch, path):
+    """Else it rounds products to 10 bits, and tries all kernels at each new size of a batch."""
     seen = []
 
     def session(cut, options, providers, enable_fallback):
@@ -97,4 +97,5 @@ def test_onnxruntime_is_not_asked_for_tf32(monkeypatch, path):
     model = ModelFile(path)
     with pytest.raises(onnxviz.OnnxvizError, match="no GPU here"):
         Session(model, model.cut(["c1"]), provider="cuda")
-    assert seen == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert seen == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]

@@ -16,7 +16,9 @@ from onnxviz.network import Network
 from onnxviz.reverse.engine import Plan, Recording, Units
 from onnxviz.reverse.methods import make_method
 from onnxviz.reverse.program import Program, recorded_types
+from onnxviz.reverse.project import Projector
 from onnxviz.reverse.rules import RULES
+from onnxviz.reverse.whole import UNITS_INPUT
 from tests import light
 from tests.reverse import models
 from tests.reverse.all_cases import CASES
@@ -100,7 +102,7 @@ def test_only_a_few_operators_are_left_to_numpy(case: Case, opened: Opener):
     """Stages give the same as NumPy alone (`test_engine.py`); here is which moves NumPy does between them."""
     model = models.sandwich(case)
     assert model is not None
-    net = opened(model)
+    net = reopened(opened(model), "stages")
     left = {move.node.op for move in program(net, "last", "gradient", pictures(model, 1)).by_numpy}
     assert left == ({case.op} & (ONLY_NUMPY | {"MaxPool"}))
 
@@ -145,6 +147,66 @@ def test_what_has_no_onnx_form_is_refused_by_name(op: str, opened: Opener, tmp_p
     ):
         opened(model).export_deconv("last", tmp_path / "deconv.onnx", "gradient")
     assert not (tmp_path / "deconv.onnx").exists()
+
+
+@pytest.mark.parametrize("op", ["TopK", "DFT"])
+def test_without_one_graph_stages_do(op: str, opened: Opener):
+    """``auto`` on CUDA."""
+    model = models.sandwich(next(case for case in SANDWICHES if case.op == op))
+    assert model is not None
+    net, x = opened(model), pictures(model, 2)
+    layer, method = net.layer("last"), make_method("gradient")
+    asked = net.projector(layer, method, engine="graph")
+    units = corner_units(net, "last", 2)
+    with pytest.raises(UnsupportedOpError):
+        asked.units(net.record(x, [net.image.name]), units)
+    projector = Projector(
+        asked.plan,
+        layer,
+        method,
+        net.image,
+        engine="graph",
+        otherwise="stages",
+        path=net.file.path,
+        graph=asked._make_graph,
+    )
+    recording = net.record(x, projector.records, projector.pools)
+    assert projector.engine == "stages"
+    want = reopened(net, "numpy").project_units(x, "last", units, method).pixels
+    assert error(projector.units(recording, units).pixels, want) < CLOSE
+
+
+def test_runs_of_one_size(opened: Opener, monkeypatch: pytest.MonkeyPatch):
+    """As on CUDA: images and units are filled up, so that sizes seldom change, and never past the bounds."""
+    model = network(*FOUR_STEPS)
+    net, x = opened(model), pictures(model, 7)
+    layer, method = net.layer("y"), make_method("deconvnet")
+    rng = np.random.default_rng(0)
+    units = np.stack([rng.integers(0, n, 300) for n in (7, layer.channels, *layer.grid)], axis=1)
+    want = net.project_units(x, "y", units)
+    monkeypatch.setattr("onnxviz.reverse.project._MOST_UNITS", 64)
+    monkeypatch.setattr("onnxviz.reverse.project._GRAPH_IMAGES", 3)
+    projector = reopened(net, "graph").projector(layer, method)
+    graph = projector._graph
+    graph._steady = True
+    sizes = []
+    plain = graph._session.run
+
+    class Watched:
+        def run(self, outputs: list[str], feeds: Arrays) -> list[Array]:
+            sizes.append((len(feeds[net.image.name]), len(feeds[UNITS_INPUT])))
+            return plain(outputs, feeds)  # type: ignore[no-any-return]
+
+    graph._session = Watched()
+    order = np.argsort(units[:, 0], kind="stable")
+    found = projector.units(net.record(x, projector.records), units[order])
+    assert error(found.pixels, want.pixels[order]) < CLOSE
+    np.testing.assert_array_equal(found.boxes, want.boxes[order])
+    images, at_once = zip(*sizes, strict=True)
+    assert set(images) == {3}
+    assert max(at_once) <= 64
+    assert all(n % 8 == 0 for n in at_once)
+    assert len(sizes) <= 9  # 300 units of 7 images
 
 
 @pytest.mark.parametrize("name", light.NAMES)
