@@ -738,8 +738,8 @@ class Network:
             )
         projector = net.projector(found, method)
         step = projector.images_at_once
-        pixels = np.zeros((len(units), self.image.channels, *found.receptive_field), np.float32)
-        boxes = np.zeros((len(units), 4), np.int64)
+        pixels = np.empty((len(units), self.image.channels, *found.receptive_field), np.float32)
+        boxes = np.array([found.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
         samples = np.unique(units[:, 0])
         for start in range(0, len(samples), step):
             chunk = samples[start : start + step]
@@ -748,8 +748,8 @@ class Network:
             rows = rows[np.argsort(units[rows, 0], kind="stable")]
             local = units[rows]
             local[:, 0] = np.searchsorted(chunk, local[:, 0])
-            answer = projector.units(recording, local)
-            pixels[rows], boxes[rows] = answer.pixels, answer.boxes
+            for part, (answer, _) in projector.units(recording, local):
+                pixels[rows[part]] = answer
         return Projections(pixels, boxes)
 
 

@@ -258,7 +258,7 @@ class _Artist:
                 units = np.array(
                     [[row, i.channel, i.hit.y, i.hit.x] for row, i in zip(rows, items, strict=True)]
                 )
-                parts = projector.units_in_parts(recording, units, own)
+                parts = projector.units(recording, units, own)
             else:
                 assert own is not None
                 chosen = np.array([item.channel for item in items])

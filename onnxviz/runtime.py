@@ -28,6 +28,7 @@ __all__ = [
     "gpus",
     "open_session",
     "out_of_memory",
+    "providers",
     "release_memory",
     "run_session",
     "trial_options",
@@ -49,6 +50,12 @@ _TRIAL_SECONDS = 20.0
 _NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
 _PLACE = re.compile(r"(?:/\S+:\d+ .+?\)(?: \[with [^\]]*\])?|\b[\w.]+\.(?:cc|h):\d+ \S+) ")
 """Where in onnxruntime's own source an error was raised: a path with the function's signature, or file and function."""
+
+
+def providers(name: str) -> list[str | tuple[str, dict[str, str]]]:
+    """What onnxruntime is to use for ``cpu`` or ``cuda``, with options, the first where it can."""
+    cpu = PROVIDERS["cpu"]
+    return [cpu] if name == "cpu" else [(PROVIDERS[name], _CUDA_OPTIONS), cpu]
 
 
 def open_session(
@@ -91,12 +98,9 @@ def open_session(
         _bound_trials()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    providers: list[str | tuple[str, dict[str, str]]] = [PROVIDERS["cpu"]]
-    if provider == "cuda":
-        providers.insert(0, (PROVIDERS["cuda"], _CUDA_OPTIONS))
     try:
         # Without its own fallback, which prints, and tries what was tried already.
-        return ort.InferenceSession(cut, options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(cut, options, providers=providers(provider), enable_fallback=0)
     except Exception as error:  # onnxruntime raises types of its own
         raise ModelError(f"{path}: onnxruntime cannot run it: {error_line(error)}") from error
 

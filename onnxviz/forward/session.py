@@ -104,7 +104,8 @@ def _quiet() -> Iterator[None]:
 class Session:
     """One onnxruntime session on a cut model.
 
-    Inputs are put where the provider computes, all between stays there, and only outputs come back.
+    Inputs go to where the provider computes, all between stays there, and only outputs come back. Other threads of
+    Python go on meanwhile, as they would not while an `OrtValue` is put on a device.
 
     Args:
         threads: that one run may use; None for as many as there are cores.
@@ -127,7 +128,6 @@ class Session:
         self._session = open_session(
             cut, model.path, provider, optimise=optimise, threads=threads, trial=trial
         )
-        self._provider = provider
         self._trial = trial
         self.path = model.path
         self.outputs = tuple(o.name for o in self._session.get_outputs())
@@ -146,29 +146,18 @@ class Session:
                 f"Give each a value: --feed {missing[0]}=VALUE."
             )
         try:
-            values = self._on_device(feeds) if self._provider != "cpu" else self._in_memory(feeds)
+            values = self._outputs(feeds)
         except Exception as error:
             kind = _NoMemoryError if out_of_memory(error) else ModelError
             raise kind(f"{self.path}: onnxruntime failed: {error_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
-    def _in_memory(self, feeds: Mapping[str, Array]) -> list[Array]:
+    def _outputs(self, feeds: Mapping[str, Array]) -> list[Array]:
         given = {name: feeds[name] for name in self.inputs}
         if not self._trial:
             return list(self._session.run(None, given))
         with trial_options() as options:
             return list(self._session.run(None, given, options))
-
-    def _on_device(self, feeds: Mapping[str, Array]) -> list[Array]:
-        # A binding for each run: several threads may share a session.
-        binding = self._session.io_binding()
-        for name in self.inputs:
-            value = np.ascontiguousarray(feeds[name])
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, self._provider, 0))
-        for name in self.outputs:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        return list(binding.copy_outputs_to_cpu())
 
 
 class _NoMemoryError(ModelError):

@@ -118,7 +118,8 @@ class Projector:
         if self.asked == "graph" and self._otherwise:
             try:
                 _ = self._graph
-            except UnsupportedOpError:
+            except (UnsupportedOpError, ModelError):
+                # A rule, or a form of an operator, that newer opsets do not have. Other faults are found again.
                 return self._otherwise
         return self.asked
 
@@ -191,26 +192,19 @@ class Projector:
             live.update(move.node.inputs[i] for i in move.wanted)
         return most
 
-    def units(self, recording: Recording, units: Array) -> Projections:
-        """Pull units of recorded images back, each inside its own window.
-
-        Args:
-            recording: of the images that the units are in, with the layer's own tensor.
-            units: (M, 4) integers: row of the recording, channel, y, x (`Layer`).
-        """
-        boxes = np.array([self.layer.box(y, x) for _, _, y, x in units.tolist()], np.int64).reshape(-1, 4)
-        pixels = np.zeros((len(units), self.image.channels, *self.layer.receptive_field), np.float32)
-        for part, (found, _) in self.units_in_parts(recording, units):
-            pixels[part] = found
-        return Projections(pixels, boxes)
-
-    def units_in_parts(
+    def units(
         self, recording: Recording, units: Array, maps: Array | None = None
     ) -> Iterator[tuple[slice, tuple[Array, Array]]]:
-        """`units` for one part of them after the other, as they get ready: pixels (m, C, h, w) and maps (m, …).
+        """Pull units of recorded images back, each inside its own window: one part of them after the other.
 
         Args:
+            recording: of the images that the units are in.
+            units: (M, 4) integers: row of the recording, channel, y, x (`Layer`), best in the order of rows.
             maps: (M, …) the map that each unit is in; None if ``recording`` has the layer's tensor.
+
+        Returns:
+            For each part of the units, as it gets ready, its pixels (m, C, h, w), as large as the layer's receptive
+            field, and the maps (m, …) that they are in.
         """
         if self.engine == "graph":
             parts = self._graph_parts(units[:, 0])

@@ -332,7 +332,10 @@ def windows_of(
     first = starts[0] * 0 if rows is None else rows
     index.insert(0, xp.reshape(first, (lines, *[1] * depth)))
     spread = xp.stack([xp.broadcast_to(part, full) for part in index], axis=depth + 1)
-    picked = tracer.node("GatherND", (*full, *(values.shape[a] for a in others)), values.dtype, moved, spread)
+    if values.dtype == np.int32:
+        moved = xp.astype(moved, np.int64)  # onnxruntime gathers these on CUDA, too
+    picked = tracer.node("GatherND", (*full, *(values.shape[a] for a in others)), moved.dtype, moved, spread)
+    picked = xp.astype(picked, values.dtype)
     mask = xp.reshape(inside, (*full, *[1] * len(others)))
     picked = xp.where(mask, picked, np.zeros((), values.dtype))
     order = [0, *axes, *others]

@@ -15,22 +15,23 @@ from torch import Tensor, nn
 from tests.benchmarks.networks import Net
 from tests.benchmarks.timing import cores
 
-__all__ = ["Captum", "all_cores", "disagreement"]
+__all__ = ["Captum", "disagreement", "like_onnxviz"]
 
 Array = NDArray[Any]
 
 
-def all_cores() -> None:
-    """Let PyTorch use the cores that onnxruntime uses."""
+def like_onnxviz() -> None:
+    """Let PyTorch use the cores that onnxruntime uses, and on CUDA the precision, which is not TF32."""
     torch.set_num_threads(cores())
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class Captum:
     """Projects units of a measured layer of a network.
 
     Captum runs the network to its end to project a unit of any layer. With ``cut`` it is given the network only as
-    far as the block of the layer: faster, and more than its users are told to do. On ``cuda`` PyTorch has its defaults,
-    which round convolutions to TF32; the network is moved there for good.
+    far as the block of the layer: faster, and more than its users are told to do. The network is moved to
+    ``device`` for good.
     """
 
     def __init__(self, net: Net, layer: str, *, cut: bool = False, device: str = "cpu") -> None:

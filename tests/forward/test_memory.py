@@ -40,7 +40,7 @@ class Short:
 
     def __init__(self, monkeypatch, most: int, error: Exception = MESSAGES["onnxruntime"]) -> None:
         self.tried: list[int] = []
-        plain = Session._in_memory
+        plain = Session._outputs
 
         def run(session, feeds):
             rows = len(feeds["x"])
@@ -49,7 +49,7 @@ class Short:
                 raise error
             return plain(session, feeds)
 
-        monkeypatch.setattr(Session, "_in_memory", run)
+        monkeypatch.setattr(Session, "_outputs", run)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_threads_that_leave_no_memory_to_each_other_take_turns(net, monkeypatch)
     import threading
 
     running, most = [0], [0]
-    plain, lock = Session._in_memory, threading.Lock()
+    plain, lock = Session._outputs, threading.Lock()
     together = threading.Barrier(2)
 
     def run(session, feeds):
@@ -170,7 +170,7 @@ def test_threads_that_leave_no_memory_to_each_other_take_turns(net, monkeypatch)
                 running[0] -= 1
 
     runner = net.runner(["r2"], threads=1)
-    monkeypatch.setattr(Session, "_in_memory", run)
+    monkeypatch.setattr(Session, "_outputs", run)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(runner.run, [X[:1], X[1:2]]))
     assert most[0] == 2

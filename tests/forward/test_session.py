@@ -23,36 +23,33 @@ def path(tmp_path_factory):
     return write(tmp_path_factory.mktemp("net") / "small.onnx", small())
 
 
-def test_bound_to_a_device(path, provider, rounding):
-    """The same path on every provider; here it is taken on the CPU, too."""
+def test_outputs(path, provider, rounding):
     model = ModelFile(path)
-    session = Session(model, model.cut(NAMES), provider=provider)
-    found = dict(zip(session.outputs, session._on_device({"x": X}), strict=True))
+    found = Session(model, model.cut(NAMES), provider=provider).run({"x": X})
     for name, want in forward(small(), X, NAMES).items():
         assert found[name].shape == want.shape
         np.testing.assert_allclose(found[name], want, atol=rounding * np.abs(want).max(), rtol=0)
 
 
-def test_views_are_bound_too(path, provider):
+def test_views_go_in_too(path, provider):
     """Inputs that are not contiguous, as transposed images are."""
     model = ModelFile(path)
     session = Session(model, model.cut(["c1"]), provider=provider)
     view = np.ascontiguousarray(X.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(session._on_device({"x": view})[0], session._on_device({"x": X})[0])
+    np.testing.assert_array_equal(session.run({"x": view})["c1"], session.run({"x": X})["c1"])
 
 
-def test_only_what_is_asked_for_is_bound(path, provider, monkeypatch):
+def test_only_what_is_asked_for_comes_back(path, provider, monkeypatch):
     """A scan's outputs have a number for each image and channel: no map comes back."""
     shapes = []
-    plain = Session._on_device
+    plain = Session._outputs
 
     def watched(self, feeds):
         values = plain(self, feeds)
         shapes.extend(value.shape for value in values)
         return values
 
-    monkeypatch.setattr(Session, "_on_device", watched)
-    monkeypatch.setattr(Session, "_in_memory", watched)
+    monkeypatch.setattr(Session, "_outputs", watched)
     _scan(onnxviz.load(path, provider=provider))
     assert shapes
     assert all(len(shape) == 2 for shape in shapes)
