@@ -21,76 +21,86 @@ Step: TypeAlias = tuple[str, tuple[Array | str, ...], Mapping[str, Any]]
 _FLOAT = 1  # TensorProto.FLOAT
 _SUM_TAKES_AXES, _MAX_TAKES_AXES = 13, 18
 """The opsets from which ReduceSum, and ReduceMax and ReduceMin, take their axes as an input."""
-_NONZERO = 9
-"""The opset that brought NonZero."""
+_NONZERO, _BATCHED_GATHER = 9, 12
+"""The opsets that brought NonZero, and GatherND with ``batch_dims``."""
 
-_LARGE_MAP, _SMALLEST_BLOCK, _LARGEST_BLOCK = 512, 16, 256
+_LARGE_MAP, _SMALLEST_BLOCK, _LARGEST_BLOCK = 128, 8, 64
 """Units of a map from which on the maximum is looked for in blocks, and units of a block."""
 
 
 def layer_probes(layer: Layer, opset: int, *, blocks: bool = True) -> tuple[Probe, ...]:
-    """Per image and channel: the maximum, where it is, and the sum.
+    """Per image and channel: the maximum, where it is, and the sum (`reduced` reads them).
 
     A vector comes out as it is. Names are ``<tensor>:max`` and so on. ``blocks`` looks for the maximum of a large map
     in blocks, which is faster on a CPU.
-    """
-    start: list[Step] = [("Cast", (), {"to": _FLOAT})]
-    if layer.order != tuple(range(len(layer.order))):
-        start.append(("Transpose", (), {"perm": list(layer.order)}))
-    if not layer.size:
-        return (Probe(f"{layer.tensor}:vector", layer.tensor, tuple(start)),)
-    start.append(_reshape(0, 0, -1))
-    flat = Probe(f"{layer.tensor}:flat", layer.tensor, tuple(start), shown=False)
-    total = Probe(f"{layer.tensor}:sum", flat.name, (_reduce("ReduceSum", 2, opset),))
-    return (flat, total, *_strongest(layer, flat.name, opset, blocks))
-
-
-def _strongest(layer: Layer, flat: str, opset: int, blocks: bool) -> tuple[Probe, ...]:
-    """The maximum of each map and its first place.
-
-    onnxruntime's ArgMax is several times slower than its ReduceMax. So of a large map the maxima of blocks are
-    taken first, then the first block that has the largest of them is searched alone.
     """
 
     def probe(name: str, source: str, *steps: Step, shown: bool = True) -> Probe:
         return Probe(f"{layer.tensor}:{name}", source, steps, shown)
 
+    start: list[Step] = [("Cast", (), {"to": _FLOAT})]
+    if layer.order != tuple(range(len(layer.order))):
+        start.append(("Transpose", (), {"perm": list(layer.order)}))
+    if not layer.size:
+        return (probe("vector", layer.tensor, *start),)
+    block = _block(layer) if blocks and opset >= _NONZERO else 0
+    if not block:
+        flat = probe("flat", layer.tensor, *start, _reshape(0, 0, -1), shown=False)
+        return (
+            flat,
+            probe("sum", flat.name, _reduce("ReduceSum", (2,), opset)),
+            probe("max", flat.name, _reduce("ReduceMax", (2,), opset)),
+            probe("argmax", flat.name, _first(2)),
+        )
+    # onnxruntime's ArgMax is several times slower than its ReduceMax. So the maxima of blocks are taken first, then
+    # the first block that has the largest of them is searched alone.
+    parts = probe("blocks", layer.tensor, *start, _reshape(0, 0, -1, block), shown=False)
+    maxima = probe("maxima", parts.name, _reduce("ReduceMax", (3,), opset), shown=False)
+    which = probe("which", maxima.name, _first(2, keepdims=1))
+    return (
+        parts,
+        probe("sum", parts.name, _reduce("ReduceSum", (2, 3), opset)),
+        maxima,
+        probe("max", maxima.name, _reduce("ReduceMax", (2,), opset)),
+        which,
+        *(
+            (probe("within", parts.name, ("GatherND", (which.name,), {"batch_dims": 2}), _first(2)),)
+            if opset >= _BATCHED_GATHER
+            else _within(layer, parts.name, which.name, block)
+        ),
+    )
+
+
+def _within(layer: Layer, parts: str, which: str, block: int) -> tuple[Probe, ...]:
+    """Where the maximum is in the block that has it, for want of GatherND: all blocks of all maps lie one below the
+    other in "rows", and 0, 1, 2 … for the maps, whose number is not known beforehand, lead to the first of each.
+    """
+    flat, rows, row, within = (f"{layer.tensor}:{name}" for name in ("which-flat", "rows", "row", "within"))
+    count = np.array(math.prod(layer.size) // block, np.int64)
+    number: tuple[Step, ...] = (("Equal", (flat,), {}), ("NonZero", (), {}), _reshape(-1))
+    return (
+        Probe(flat, which, (_reshape(-1),), shown=False),
+        Probe(rows, parts, (_reshape(-1, block),), shown=False),
+        Probe(row, flat, (*number, ("Mul", (count,), {}), ("Add", (flat,), {})), shown=False),
+        Probe(within, rows, (("Gather", (row,), {"axis": 0}), _first(1), _reshape(-1, layer.channels))),
+    )
+
+
+def _block(layer: Layer) -> int:
+    """Units of the blocks that a map is searched in, or 0 if it is better searched as it is."""
     units = math.prod(layer.size)
     block = max(d for d in range(1, _LARGEST_BLOCK + 1) if units % d == 0)
-    if not blocks or units < _LARGE_MAP or block < _SMALLEST_BLOCK or opset < _NONZERO:
-        search: Step = ("ArgMax", (), {"axis": 2, "keepdims": 0})
-        return (probe("max", flat, _reduce("ReduceMax", 2, opset)), probe("argmax", flat, search))
-    # Maps have the shape (N, C, blocks, units of a block); all blocks of all maps lie one below the other in "rows".
-    parts = probe("blocks", flat, _reshape(0, 0, -1, block), shown=False)
-    maxima = probe("maxima", parts.name, _reduce("ReduceMax", 3, opset), shown=False)
-    largest = probe("max", maxima.name, _reduce("ReduceMax", 2, opset))
-    which = probe("which", maxima.name, ("ArgMax", (), {"axis": 2, "keepdims": 0}), _reshape(-1), shown=False)
-    rows = probe("rows", parts.name, _reshape(-1, block), shown=False)
-    # 0, 1, 2 … for the maps, whose number is not known beforehand.
-    number: tuple[Step, ...] = (("Equal", (which.name,), {}), ("NonZero", (), {}), _reshape(-1))
-    first: Step = ("Mul", (np.array(units // block, np.int64),), {})
-    row = probe("row", which.name, *number, first, ("Add", (which.name,), {}), shown=False)
-    best = probe(
-        "within",
-        rows.name,
-        ("Gather", (row.name,), {"axis": 0}),
-        ("ArgMax", (), {"axis": 1, "keepdims": 0}),
-        shown=False,
-    )
-    place = probe(
-        "argmax",
-        which.name,
-        ("Mul", (np.array(block, np.int64),), {}),
-        ("Add", (best.name,), {}),
-        _reshape(-1, layer.channels),
-    )
-    return (parts, maxima, largest, which, rows, row, best, place)
+    return block if units >= _LARGE_MAP and block >= _SMALLEST_BLOCK else 0
 
 
-def _reduce(op: str, axis: int, opset: int) -> Step:
+def _first(axis: int, keepdims: int = 0) -> Step:
+    return ("ArgMax", (), {"axis": axis, "keepdims": keepdims})
+
+
+def _reduce(op: str, axes: tuple[int, ...], opset: int) -> Step:
     if opset >= (_SUM_TAKES_AXES if op == "ReduceSum" else _MAX_TAKES_AXES):
-        return (op, (np.array([axis], np.int64),), {"keepdims": 0})
-    return (op, (), {"axes": [axis], "keepdims": 0})
+        return (op, (np.array(axes, np.int64),), {"keepdims": 0})
+    return (op, (), {"axes": list(axes), "keepdims": 0})
 
 
 def _reshape(*shape: int) -> Step:
@@ -100,7 +110,11 @@ def _reshape(*shape: int) -> Step:
 def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:
     """The reductions of a layer, each (N, C): ``max``, ``argmax``, ``sum``. NaN and infinity show in the sum."""
     if layer.size:
-        found = {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "argmax", "sum")}
+        found = {name: outputs[f"{layer.tensor}:{name}"] for name in ("max", "sum")}
+        if (which := outputs.get(f"{layer.tensor}:which")) is None:
+            found["argmax"] = outputs[f"{layer.tensor}:argmax"]
+        else:
+            found["argmax"] = which[..., 0] * _block(layer) + outputs[f"{layer.tensor}:within"]
     else:
         vector = outputs[f"{layer.tensor}:vector"]
         found = {"max": vector, "argmax": np.zeros(vector.shape, np.int64), "sum": vector}
