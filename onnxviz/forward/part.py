@@ -26,6 +26,10 @@ Skip: TypeAlias = tuple[int, str, str]
 """An image that could not be read: its number, its name, and why."""
 
 
+_MOST_AT_ONCE, _VALUES_AT_ONCE = 32, 1 << 17
+"""Images that are counted at once, and at most about so many values of each kind: no batch should wait for long."""
+
+
 @dataclass(frozen=True)
 class LayerScan:
     """What a scan found in a layer. ``overall`` ranks images by all channels together (one row).
@@ -157,7 +161,11 @@ class BatchResult:
 
 
 class Tally:
-    """Counts batches on top of a part: NumPy is slow at many small arrays, so that all channels lie side by side."""
+    """Counts batches on top of a part.
+
+    NumPy is slow at many small arrays, so that all channels lie side by side, and batches wait until there are
+    enough of them to be counted at once.
+    """
 
     def __init__(self, layers: Sequence[Layer], rank: str, part: Part) -> None:
         self._layers, self._rank = layers, rank
@@ -169,6 +177,9 @@ class Tally:
         self._responses = ResponsesBuilder(part.responses)
         self._done: list[Range] = list(part.done)
         self._skipped: list[Skip] = list(part.skipped)
+        self._waiting: list[tuple[Array, dict[str, Array]]] = []
+        channels = sum(layer.channels for layer in layers)
+        self._enough = min(_MOST_AT_ONCE, max(1, _VALUES_AT_ONCE // max(channels, 1)))
         self.whole = True
         """False while a batch is being counted, and for good if that was broken off."""
 
@@ -176,14 +187,21 @@ class Tally:
         """Count a batch."""
         self.whole = False
         if batch.outputs is not None:
-            self._count(batch.outputs, batch.images)
+            parts = [reduced(layer, batch.outputs) for layer in self._layers]
+            values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+            self._waiting.append((batch.images, values))
+            if sum(len(images) for images, _ in self._waiting) >= self._enough:
+                self._count()
         self._done = list(ranges.joined((*self._done, batch.done)))
         self._skipped += batch.skipped
         self.whole = True
 
-    def _count(self, outputs: Mapping[str, Array], images: Array) -> None:
-        parts = [reduced(layer, outputs) for layer in self._layers]
-        values = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+    def _count(self) -> None:
+        """Count what waits."""
+        images = np.concatenate([images for images, _ in self._waiting])
+        each = [values for _, values in self._waiting]
+        values = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
+        self._waiting.clear()
         finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
         score = values["sum" if self._rank == "sum" else "max"]
         score = np.where(finite, np.zeros_like(score) if self._rank == "first" else score, np.nan)
@@ -198,6 +216,10 @@ class Tally:
 
     def part(self, notes: Sequence[str] = ()) -> Part:
         """What is known by now; ``notes`` are added to those from before."""
+        if self._waiting:
+            self.whole = False
+            self._count()
+            self.whole = True
         return replace(
             self._before,
             done=tuple(self._done),

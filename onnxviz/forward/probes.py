@@ -56,25 +56,29 @@ def layer_probes(layer: Layer, opset: int, *, blocks: bool = True) -> tuple[Prob
     # the first block that has the largest of them is searched alone.
     parts = probe("blocks", layer.tensor, *start, _reshape(0, 0, -1, block), shown=False)
     maxima = probe("maxima", parts.name, _reduce("ReduceMax", (3,), opset), shown=False)
-    which = probe("which", maxima.name, _first(2, keepdims=1))
+    which = probe("which", maxima.name, _first(2))
     return (
         parts,
         probe("sum", parts.name, _reduce("ReduceSum", (2, 3), opset)),
         maxima,
         probe("max", maxima.name, _reduce("ReduceMax", (2,), opset)),
         which,
-        *(
-            (probe("within", parts.name, ("GatherND", (which.name,), {"batch_dims": 2}), _first(2)),)
-            if opset >= _BATCHED_GATHER
-            else _within(layer, parts.name, which.name, block)
-        ),
+        *_within(layer, parts.name, which.name, block, opset),
     )
 
 
-def _within(layer: Layer, parts: str, which: str, block: int) -> tuple[Probe, ...]:
-    """Where the maximum is in the block that has it, for want of GatherND: all blocks of all maps lie one below the
-    other in "rows", and 0, 1, 2 … for the maps, whose number is not known beforehand, lead to the first of each.
+def _within(layer: Layer, parts: str, which: str, block: int, opset: int) -> tuple[Probe, ...]:
+    """Where the maximum is in the block that has it.
+
+    For want of GatherND all blocks of all maps lie one below the other in "rows", and 0, 1, 2 … for the maps, whose
+    number is not known beforehand, lead to the first of each.
     """
+    if opset >= _BATCHED_GATHER:
+        index, within = (f"{layer.tensor}:{name}" for name in ("index", "within"))
+        return (
+            Probe(index, which, (_reshape(0, 0, 1),), shown=False),
+            Probe(within, parts, (("GatherND", (index,), {"batch_dims": 2}), _first(2))),
+        )
     flat, rows, row, within = (f"{layer.tensor}:{name}" for name in ("which-flat", "rows", "row", "within"))
     count = np.array(math.prod(layer.size) // block, np.int64)
     number: tuple[Step, ...] = (("Equal", (flat,), {}), ("NonZero", (), {}), _reshape(-1))
@@ -93,8 +97,8 @@ def _block(layer: Layer) -> int:
     return block if units >= _LARGE_MAP and block >= _SMALLEST_BLOCK else 0
 
 
-def _first(axis: int, keepdims: int = 0) -> Step:
-    return ("ArgMax", (), {"axis": axis, "keepdims": keepdims})
+def _first(axis: int) -> Step:
+    return ("ArgMax", (), {"axis": axis, "keepdims": 0})
 
 
 def _reduce(op: str, axes: tuple[int, ...], opset: int) -> Step:
@@ -114,7 +118,7 @@ def reduced(layer: Layer, outputs: Mapping[str, Array]) -> dict[str, Array]:
         if (which := outputs.get(f"{layer.tensor}:which")) is None:
             found["argmax"] = outputs[f"{layer.tensor}:argmax"]
         else:
-            found["argmax"] = which[..., 0] * _block(layer) + outputs[f"{layer.tensor}:within"]
+            found["argmax"] = which * _block(layer) + outputs[f"{layer.tensor}:within"]
     else:
         vector = outputs[f"{layer.tensor}:vector"]
         found = {"max": vector, "argmax": np.zeros(vector.shape, np.int64), "sum": vector}

@@ -95,6 +95,7 @@ SIZES = {
     "odd": (55, 57),
     "prime": (1, 523),
     "of-17": (17, 31),
+    "of-13": (13, 13),
 }
 """Maps that are searched in blocks, or whose number of units has no divisor that would do."""
 
@@ -104,7 +105,7 @@ def _maximum_net(folder, size, opset, provider):
     return onnxviz.load(write(folder / "m.onnx", model), provider=provider)
 
 
-@pytest.mark.parametrize("opset", [8, 9, 13, 21])
+@pytest.mark.parametrize("opset", [8, 9, 11, 12, 13, 21])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_the_maximum_of_a_large_map(tmp_path, size, opset, provider):
     net = _maximum_net(tmp_path, size, opset, provider)

@@ -402,6 +402,21 @@ def test_a_scan_broken_off_is_saved_and_goes_on(net, recipe, arrays, stop):
     assert _bytes(scanner.scan(saved[-1], todo)) == _bytes(want)
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+def test_how_many_images_are_counted_at_once_does_not_matter(net, recipe, arrays, at_once, monkeypatch):
+    """Nor that what is known is asked for meanwhile, when some of them still wait."""
+    layers, scanner = _scanner(net, recipe, _source(arrays), batch_size=4)
+    want = scanner.scan(Part.empty(layers, 5), [(0, 40)])
+    monkeypatch.setattr("onnxviz.forward.part._VALUES_AT_ONCE", at_once)
+    saved = []
+    found = scanner.scan(Part.empty(layers, 5), [(0, 40)], save=saved.append, every=0)
+    assert _bytes(found) == _bytes(want)
+    assert [part.images for part in saved] == sorted(part.images for part in saved) and len(saved) > 5
+    for part in saved[:-1]:
+        assert part.stats.images.max() + part.stats.not_finite.min() == part.images
+        assert len(part.responses.image) == part.images
+
+
 def test_what_is_half_counted_is_not_saved(net, recipe, arrays, monkeypatch):
     layers, scanner = _scanner(net, recipe, _source(arrays), batch_size=4)
 
