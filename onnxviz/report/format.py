@@ -6,12 +6,13 @@ import math
 import posixpath
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
 from onnxviz.images.fitting import SLENDEREST
 
-__all__ = ["Place", "date", "integer", "number", "part", "percent", "place", "size", "url"]
+__all__ = ["Place", "bars", "date", "integer", "number", "part", "percent", "place", "size", "url"]
 
 
 class Place(NamedTuple):
@@ -96,6 +97,7 @@ def url(path: str, root: str) -> str:
     return root + quote(path, errors="surrogateescape")
 
 
+@lru_cache(4096)  # units of a layer are few, and many of its hits are in the same one
 def place(box: tuple[int, int, int, int], frame: tuple[int, int], tile: tuple[int, int]) -> Place:
     """Place a receptive field, clipped at the frame, on a tile that shows the whole frame centred.
 
@@ -115,6 +117,18 @@ def place(box: tuple[int, int, int, int], frame: tuple[int, int], tile: tuple[in
     )
 
 
+def bars(counts: Sequence[int]) -> str:
+    """The bars of a histogram as the data of an SVG path: together 320 wide, up to 64 high, on a line at 66."""
+    tallest, width = max(counts), 320 / len(counts)
+    heights = [max(1.5, 64 * count / tallest) if count else 0 for count in counts]
+    return "".join(
+        f"M{index * width:.1f} 66v-{height:.1f}h{width - 0.8:.1f}v{height:.1f}z"
+        for index, height in enumerate(heights)
+        if height
+    )
+
+
+@lru_cache(4096)
 def part(box: tuple[int, int, int, int], frame: tuple[int, int]) -> Place:
     """Place a receptive field on a picture of the whole frame, beyond its edges too; arguments as of `place`."""
     top, left, bottom, right = box

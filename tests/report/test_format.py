@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -90,3 +91,14 @@ def test_part_reaches_beyond_the_frame() -> None:
 
 def test_style_of_a_place() -> None:
     assert shown.Place(-15, 25.126, 100, 0).style("b") == "--bt:-15.00%;--bl:25.13%;--bw:100.00%;--bh:0.00%"
+
+
+def test_bars_stand_on_a_line_each_as_high_as_its_count() -> None:
+    path = shown.bars((4, 0, 1, 8, 2000))
+    bars = re.findall(r"M([\d.]+) 66v-([\d.]+)h([\d.]+)v([\d.]+)z", path)
+    assert "".join(f"M{x} 66v-{up}h{width}v{down}z" for x, up, width, down in bars) == path
+    assert [float(x) for x, *_ in bars] == [0, 128, 192, 256]  # none where there is nothing
+    assert [float(up) for _, up, _, _ in bars] == [1.5, 1.5, 1.5, 64]  # what is very low is still to be seen
+    assert all(
+        up == down and float(width) == pytest.approx(64 - 0.8, abs=0.05) for _, up, width, down in bars
+    )

@@ -15,7 +15,7 @@ from jinja2 import StrictUndefined, UndefinedError
 from onnxviz.errors import OnnxvizError, UsageError
 from onnxviz.report.data import ReportData
 from onnxviz.report.folder import MANIFEST
-from onnxviz.report.render import make_environment, page_of, write_report
+from onnxviz.report.render import layer_pages, make_environment, page_of, static_names, write_report
 
 from .fixture import HOSTILE, make_report, plain
 
@@ -346,6 +346,17 @@ def test_a_slug_cannot_be_a_path(tmp_path: Path, slug: str) -> None:
     with pytest.raises(ValueError, match="slug"):
         write_report(dataclasses.replace(data, layers=(layer,), diagram=()), tmp_path)
     assert not (tmp_path / MANIFEST).exists()
+
+
+def test_templates_are_compiled_once(report: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = report
+
+    def pages() -> list[tuple[str, str]]:
+        return list(layer_pages(make_environment(data, static_names()), data, data.layers[0]))
+
+    first = pages()
+    monkeypatch.delattr("jinja2.Environment.compile")
+    assert pages() == first
 
 
 def test_templates_are_strict_and_escape(report: Rendered) -> None:
