@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from onnxviz.errors import ImageError, UnitError, UsageError
 from onnxviz.forward.topk import Hit, TopK
 from onnxviz.images import render
 from onnxviz.images.gallery import Gallery
-from onnxviz.images.plates import HitTiles, Picture, Plate, PlateStyle, side_by_side
+from onnxviz.images.plates import Box, HitTiles, Picture, Plate, PlateStyle, side_by_side
 from onnxviz.images.preprocess import Preprocess
 from onnxviz.images.source import open_source
 from onnxviz.interrupts import held_interrupts
@@ -27,17 +27,19 @@ from onnxviz.recorder import Recorder, Wanted
 from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.methods import Method
 from onnxviz.reverse.project import Projector
+from onnxviz.runtime import cores
 
 __all__ = ["SEEDS", "Way", "draw_layer", "project_image", "wanted_maps", "write_montage"]
 
 Array: TypeAlias = NDArray[Any]
-Box: TypeAlias = tuple[int, int, int, int]
+T = TypeVar("T")
 
 SEEDS = ("unit", "map")
 """Project the strongest unit alone, or its channel's whole map."""
 
 _HITS_IN_MEMORY = 1152
 _HITS_AT_ONCE = 64
+_DRAWN_AT_ONCE = 16
 _LEAST_SIDE = 48
 _CARD_QUALITY = 70
 """Of cards that are stored with loss, in JPEG's terms."""
@@ -105,21 +107,27 @@ def draw_layer(
     Returns:
         The layer with its montage, and with the positions of the row of all channels filled in.
     """
-    overall, cards = one.overall, {}
-    alive = one.alive
-    with held_interrupts() as check, ThreadPoolExecutor(2, "onnxviz-encode") as pool:
+    overall, alive = one.overall, one.alive
+    cards: dict[int, Future[Array]] = {}
+    with held_interrupts() as check, ThreadPoolExecutor(min(max(cores(), 2), 4), "onnxviz-draw") as pool:
+        working: list[Future[Any]] = []
+
+        def later(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            working.append(pool.submit(work, *arguments))
+            return working[-1]
+
+        def wait() -> None:
+            for future in working:
+                future.result()
+                check()
+            working.clear()
 
         def drawn(count: int) -> None:
             check()
             if progress:
                 progress(count)
 
-        artist, *others = [_Artist(way, one, gallery, preprocess, seed, drawn) for way in ways]
-
-        def write(channel: int | None, plate: Plate, compared: Sequence[Sequence[Picture]]) -> None:
-            written.append(pool.submit(_write, plate, compared, out, one.slug, channel, artist.style))
-
-        written: list[Future[None]] = []
+        artist, *others = [_Artist(way, one, gallery, preprocess, seed, later, drawn) for way in ways]
         tiles: list[HitTiles] = []
         if one.overall_hits:
             overall, tiles = artist.overall()
@@ -127,46 +135,47 @@ def draw_layer(
             begin(replace(one, overall=overall))
         (out / picture_paths(one.slug, None, artist.style)[0]).parent.mkdir(parents=True, exist_ok=True)
         for hit in one.overall_hits:
-            gallery.thumbnail(hit.image)
+            gallery.thumbnail(hit.image, later)
         if tiles:
-            write(None, Plate.of(tiles), [other.overall_projections(overall) for other in others])
+            compared = [other.overall_projections(overall) for other in others]
+            later(_write, tiles, compared, out, one.slug, None, artist.style)
         step = max(1, _HITS_IN_MEMORY // (one.topk.score.shape[1] * len(ways)))
         for start in range(0, len(alive), step):
-            for future in written:
-                future.result()  # the encoders must not fall behind by more than one group
-                check()
-            written.clear()
             group = alive[start : start + step]
             if before and not montage and all(before(one, channel) for channel in group):
                 if resumed:
                     resumed(sum(len(one.topk.hits(channel)) for channel in group) * len(ways))
                 continue
-            compared = [other.projections(group) for other in others]
-            for channel, tiles in artist.channels(group):
-                plate = Plate.of(tiles)
+            found = artist.channels(group)
+            projections = [other.projections(group) for other in others]
+            wait()  # files are written while the next group is drawn, but must not fall behind by more than one
+            for channel in group:
+                compared = [of[channel] for of in projections]
+                written = later(_write, found[channel], compared, out, one.slug, channel, artist.style)
                 if montage:
-                    cards[channel] = plate.card
-                write(channel, plate, [of[channel] for of in compared])
-        for future in written:
-            future.result()
-            check()
-    return replace(one, overall=overall, montage=write_montage(cards, one, out) if cards else None)
+                    cards[channel] = written
+        wait()
+    shown = {channel: card.result() for channel, card in cards.items()}
+    return replace(one, overall=overall, montage=write_montage(shown, one, out) if shown else None)
 
 
 def _write(
-    plate: Plate,
+    tiles: Sequence[HitTiles],
     compared: Sequence[Sequence[Picture]],
     out: Path,
     slug: str,
     channel: int | None,
     style: PlateStyle,
-) -> None:
+) -> Array:
+    """Lay out and write a channel's pictures, and return its card."""
+    plate = Plate.of(tiles)
     card, strips = picture_paths(slug, channel, style)
     render.save(plate.card, out / card, lossless=True, quality=_CARD_QUALITY)
     render.save(plate.strips, out / strips, quality=_CARD_QUALITY)
     if compared:
         path = out / compared_path(slug, channel, style)
         render.save(side_by_side(compared), path, lossless=True, quality=_CARD_QUALITY)
+    return plate.card
 
 
 def write_montage(cards: Mapping[int, Array], one: LayerAtlas, out: Path) -> str:
@@ -180,9 +189,27 @@ def write_montage(cards: Mapping[int, Array], one: LayerAtlas, out: Path) -> str
     return path
 
 
-def _cropped(projection: Array, box: tuple[int, int, int, int]) -> Array:
-    """The part (C, h, w) of a whole-frame projection (C, H, W) that lies in a box, zero outside the frame."""
-    return np.moveaxis(render.crop(np.moveaxis(projection, 0, -1), box, fill=0), -1, 0)
+@dataclass(frozen=True)
+class _Part:
+    """Some hits and what is to be drawn of them: pixels (m, C, h, w) over their boxes, and maps (m, …)."""
+
+    items: Sequence[_Wanted]
+    pixels: Array
+    maps: Array
+    boxes: Sequence[Box]
+
+    def pieces(self) -> Iterator[_Part]:
+        """The same in parts of `_DRAWN_AT_ONCE`."""
+        for start in range(0, len(self.items), _DRAWN_AT_ONCE):
+            some = slice(start, start + _DRAWN_AT_ONCE)
+            yield _Part(self.items[some], self.pixels[some], self.maps[some], self.boxes[some])
+
+
+def _cropped(projections: Array, boxes: Sequence[Box]) -> Array:
+    """The parts (m, C, h, w) of whole-frame projections (m, C, H, W) that lie in boxes, zero outside the frame."""
+    frames = np.moveaxis(projections, 1, -1)
+    cut = [render.crop(frame, box, fill=0) for frame, box in zip(frames, boxes, strict=True)]
+    return np.moveaxis(np.stack(cut), -1, 1)
 
 
 class _Artist:
@@ -195,6 +222,7 @@ class _Artist:
         gallery: Gallery,
         preprocess: Preprocess,
         seed: str,
+        later: Callable[..., Future[Any]],
         progress: Callable[[int], None],
     ) -> None:
         self.network, self.recorder, self.control = way.network, way.recorder, way.control
@@ -203,48 +231,69 @@ class _Artist:
         self.method = way.method
         self.unit_method = replace(way.method, unit_seed=True) if way.control else way.method
         self.style = plate_style(one.layer, self.network.size)
-        self.progress = progress
+        self.later, self.progress = later, progress
 
-    def channels(self, channels: Sequence[int]) -> Iterator[tuple[int, list[HitTiles]]]:
+    def channels(self, channels: Sequence[int]) -> dict[int, list[HitTiles]]:
         """Tiles of each channel's hits, best first. Each image is run forward once for all of them."""
-        drawn: dict[int, dict[int, HitTiles]] = {c: {} for c in channels}
-        for item, projection, activation, box in self._draw(channels):
-            assert item.channel is not None
-            drawn[item.channel][item.place] = self._tiles(item.hit.image, projection, activation, box)
-            self.gallery.thumbnail(item.hit.image)  # while the image is at hand
-        for channel in channels:
-            yield channel, [tiles for _, tiles in sorted(drawn[channel].items(), key=lambda entry: entry[0])]
+
+        def draw(part: _Part) -> Future[Sequence[HitTiles]]:
+            for item in part.items:
+                self.gallery.thumbnail(item.hit.image, self.later)  # while the image is at hand
+            return self._tiles(part)
+
+        return self._drawn(channels, draw)
 
     def projections(self, channels: Sequence[int]) -> dict[int, list[Picture]]:
         """The projections of each channel's hits alone, best first."""
-        drawn: dict[int, dict[int, Picture]] = {c: {} for c in channels}
-        for item, projection, _, _ in self._draw(channels):
-            assert item.channel is not None
-            drawn[item.channel][item.place] = self._projection(projection)
-        return {channel: [tile for _, tile in sorted(tiles.items())] for channel, tiles in drawn.items()}
+        return self._drawn(channels, self._projections)
 
     def overall(self) -> tuple[TopK, list[HitTiles]]:
         """Tiles of the images that excite the layer as a whole, and where each is strongest."""
         tiles: dict[int, HitTiles] = {}
         y, x = self.one.overall.y.copy(), self.one.overall.x.copy()
-        for item, projection, mean in self._draw_overall():
-            at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
-            box = self.layer.box(at[0], at[1])
-            tiles[item.place] = self._tiles(item.hit.image, _cropped(projection, box), mean, box)
-            y[0, item.place], x[0, item.place] = at
+        for items, projections, means in self._draw_overall():
+            boxes = []
+            for item, mean in zip(items, means, strict=True):
+                at = tuple(int(i) for i in np.unravel_index(int(mean.argmax()), self.layer.grid))
+                y[0, item.place], x[0, item.place] = at
+                boxes.append(self.layer.box(at[0], at[1]))
+            part = _Part(items, _cropped(projections, boxes), means, boxes)
+            tiles |= zip((item.place for item in items), self._tiles(part).result(), strict=True)
         return replace(self.one.overall, y=y, x=x), [tile for _, tile in sorted(tiles.items())]
 
     def overall_projections(self, overall: TopK) -> list[Picture]:
         """The projections of these images alone, in the places that another way found them strongest."""
         tiles: dict[int, Picture] = {}
         hits = overall.hits(0)
-        for item, projection, _ in self._draw_overall():
-            box = self.layer.box(hits[item.place].y, hits[item.place].x)
-            tiles[item.place] = self._projection(_cropped(projection, box))
+        for items, projections, means in self._draw_overall():
+            boxes = [self.layer.box(hits[item.place].y, hits[item.place].x) for item in items]
+            part = _Part(items, _cropped(projections, boxes), means, boxes)
+            tiles |= zip((item.place for item in items), self._projections(part).result(), strict=True)
         return [tile for _, tile in sorted(tiles.items())]
 
-    def _draw(self, channels: Sequence[int]) -> Iterator[tuple[_Wanted, Array, Array, Box]]:
-        """Each hit of the channels, in any order: its projection (C, h, w), its map and its field."""
+    def _drawn(
+        self, channels: Sequence[int], draw: Callable[[_Part], Future[Sequence[T]]]
+    ) -> dict[int, list[T]]:
+        """What ``draw`` makes of each channel's hits, best first: one part of them while the next is projected."""
+        found: dict[int, dict[int, T]] = {c: {} for c in channels}
+        waiting: list[tuple[Sequence[_Wanted], Future[Sequence[T]]]] = []
+
+        def take() -> None:
+            for items, future in waiting:
+                for item, one in zip(items, future.result(), strict=True):
+                    assert item.channel is not None
+                    found[item.channel][item.place] = one
+                self.progress(len(items))
+
+        for part in self._parts(channels):
+            following = [(piece.items, draw(piece)) for piece in part.pieces()]
+            take()
+            waiting = following
+        take()
+        return {channel: [of[place] for place in sorted(of)] for channel, of in found.items()}
+
+    def _parts(self, channels: Sequence[int]) -> Iterator[_Part]:
+        """All hits of the channels, in any order."""
         wanted = [_Wanted(c, place, hit) for c in channels for place, hit in enumerate(self.one.topk.hits(c))]
         windows = self.seed == "unit"
         method = self.unit_method if windows else self.method
@@ -264,10 +313,8 @@ class _Artist:
                 chosen = np.array([item.channel for item in items])
                 parts = self._whole_maps(projector, recording, rows, chosen, own)
             for part, (pixels, maps) in parts:
-                for item, projection, activation in zip(items[part], pixels, maps, strict=True):
-                    box = self.layer.box(item.hit.y, item.hit.x)
-                    yield item, projection if windows else _cropped(projection, box), activation, box
-                self.progress(len(pixels))
+                boxes = [self.layer.box(item.hit.y, item.hit.x) for item in items[part]]
+                yield _Part(items[part], pixels if windows else _cropped(pixels, boxes), maps, boxes)
 
     def _whole_maps(
         self, projector: Projector, recording: Recording, rows: Array, channels: Array, maps: Array
@@ -285,8 +332,8 @@ class _Artist:
             return np.ones_like(maps)
         return np.maximum(maps, 0) if self.method.rectified_maps else maps
 
-    def _draw_overall(self) -> Iterator[tuple[_Wanted, Array, Array]]:
-        """Each image of the row of all channels: its projection on the frame, and the mean of its positive maps."""
+    def _draw_overall(self) -> Iterator[tuple[list[_Wanted], Array, Array]]:
+        """Images of the row of all channels: projections on the frame, and the mean of each one's positive maps."""
         wanted = [_Wanted(None, place, hit) for place, hit in enumerate(self.one.overall_hits)]
         projector = self.network.projector(self.layer, self.method, windows=False)
         for images, items in self._by_image(wanted, self.recorder.images_at_once(projector)):
@@ -298,9 +345,7 @@ class _Artist:
             maps = np.where(finite, maps, np.float32(0))
             rows = np.array([images.index(item.hit.image) for item in items])
             found = projector.maps(self._seeded(maps), recording, rows)
-            pixels = self.network.image.to_nchw(found)
-            for item, own, projection in zip(items, maps, pixels, strict=True):
-                yield item, projection, np.maximum(own, 0).mean(0)
+            yield items, self.network.image.to_nchw(found), np.stack([np.maximum(x, 0).mean(0) for x in maps])
             self.progress(len(items))
 
     def _by_image(self, wanted: Sequence[_Wanted], step: int) -> Iterator[tuple[list[int], list[_Wanted]]]:
@@ -313,21 +358,18 @@ class _Artist:
             chunk = images[start : start + step]
             yield chunk, [item for image in chunk for item in groups[image]]
 
-    def _projection(self, projection: Array) -> Picture:
+    def _projections(self, part: _Part) -> Future[Sequence[Picture]]:
+        pixels = part.pixels
         if self.control:
             # Weights in random order need not keep values in range.
-            projection = np.nan_to_num(projection, nan=0, posinf=0, neginf=0)
-        return self.style.projection(self.preprocess.display(projection))
+            pixels = np.nan_to_num(pixels, nan=0, posinf=0, neginf=0)
+        return self.later(self.style.projections, self.preprocess.display(pixels))
 
-    def _tiles(
-        self, image: int, projection: Array, activation: Array, box: tuple[int, int, int, int]
-    ) -> HitTiles:
-        return self.style.tiles(
-            self.gallery.picture(image),
-            self.preprocess.display(projection),
-            activation.reshape(self.layer.grid),
-            box,
-        )
+    def _tiles(self, part: _Part) -> Future[Sequence[HitTiles]]:
+        pictures = [self.gallery.picture(item.hit.image) for item in part.items]
+        projections = self.preprocess.display(part.pixels)
+        maps = part.maps.reshape(len(pictures), *self.layer.grid)
+        return self.later(self.style.tiles, pictures, projections, maps, part.boxes)
 
 
 def project_image(

@@ -102,6 +102,17 @@ def test_drawing():
     assert heat[0, 1] == heat[1, 1] == heat.max() > 0
 
 
+def test_drawn_together_each_has_a_largest_value_of_its_own():
+    finite = np.array([[[0.5], [-1]], [[0], [2]]], np.float32)
+    several = np.stack([finite, np.where(finite == 0, np.inf, 8 * finite), np.full_like(finite, np.nan)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for drawn, one in zip(render.projection_rgb(several), several, strict=True):
+            np.testing.assert_array_equal(drawn, render.projection_rgb(one))
+        for heat, one in zip(render.heatmap(several[..., 0]), several[..., 0], strict=True):
+            np.testing.assert_array_equal(heat, render.heatmap(one))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
 def test_nothing_but_that(value):
     with warnings.catch_warnings():

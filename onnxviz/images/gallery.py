@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -101,14 +101,17 @@ class Gallery:
         sample = self._source.samples[index]
         return sample.name, sample.label
 
-    def thumbnail(self, index: int) -> str:
-        """The path, relative to the report, of an image's thumbnail; written when first asked for."""
+    def thumbnail(self, index: int, run: Callable[..., object] | None = None) -> str:
+        """The path, relative to the report, of an image's thumbnail; written when first asked for.
+
+        ``run`` is called with what writes it, a function and its arguments, to do so in another thread.
+        """
         path = self.thumbnail_path(index)
         if index not in self._thumbnails:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            picture = render.fit(self.picture(index), _THUMBNAIL)
-            render.save(picture, self._folder / Path(path).name, lossless=True, quality=_QUALITY)
+            if not self._thumbnails:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._thumbnails.add(index)
+            (run or _now)(_write_thumbnail, self.picture(index), self._folder / Path(path).name)
         return path
 
     def thumbnail_path(self, index: int) -> str:
@@ -117,3 +120,11 @@ class Gallery:
             small = max(self.picture(index).shape[:2]) <= _PIXEL_ART
             self._ending = ".webp" if small else ".jpg"
         return f"{self._relative}/{index:07d}{self._ending}"
+
+
+def _now(work: Callable[..., object], *arguments: object) -> object:
+    return work(*arguments)
+
+
+def _write_thumbnail(picture: NDArray[np.uint8], path: Path) -> None:
+    render.save(render.fit(picture, _THUMBNAIL), path, lossless=True, quality=_QUALITY)

@@ -19,10 +19,11 @@ from PIL import Image
 from onnxviz.images import render
 from onnxviz.images.fitting import inscribed
 
-__all__ = ["HitTiles", "Plate", "PlateStyle", "card_grid", "first_tiles", "half_grid", "side_by_side"]
+__all__ = ["Box", "HitTiles", "Plate", "PlateStyle", "card_grid", "first_tiles", "half_grid", "side_by_side"]
 
 Array: TypeAlias = NDArray[Any]
 Picture: TypeAlias = NDArray[np.uint8]
+Box: TypeAlias = tuple[int, int, int, int]
 
 _CARD_TILE = 72
 _STRIP_TILE = 80
@@ -85,29 +86,45 @@ class PlateStyle:
         return size, size
 
     def tiles(
-        self, image: Picture, projection: Array, activation: Array, box: tuple[int, int, int, int]
-    ) -> HitTiles:
-        """Draw one hit.
+        self, images: Sequence[Picture], projections: Array, activations: Array, boxes: Sequence[Box]
+    ) -> list[HitTiles]:
+        """Draw hits, all at once: each of these steps costs about the same for one as for several.
 
         Args:
-            image: (H, W, 3) uint8, the frame that the network saw.
-            projection: (h, w, 3 or 1) float, over the box.
-            activation: (h, w) float, the channel's map, or (1, 1) for a vector.
-            box: the unit's receptive field: top, left, bottom, right, not clipped.
+            images: (H, W, 3) uint8 each, the frames that the network saw.
+            projections: (m, h, w, 3 or 1) float, over the boxes.
+            activations: (m, h, w) float, the channels' maps, or (m, 1, 1) for vectors.
+            boxes: the units' receptive fields: top, left, bottom, right, not clipped.
         """
-        cells = render.heatmap(activation)
-        return HitTiles(
-            projection=self.projection(projection),
-            patch=_scaled(render.crop(image, box), self.card_tile),
-            maps=(self._map(cells, box, self.field), self._map(cells, (0, 0, *self.frame), self.frame)),
-        )
+        cells = render.heatmap(activations)
+        drawn = self.projections(projections)
+        whole = self._map(cells, (0, 0, *self.frame), self.frame)
+        return [
+            HitTiles(
+                projection=drawn[i],
+                patch=_scaled(render.crop(image, box), self.card_tile),
+                maps=(self._map(cells[i], box, self.field), whole[i]),
+            )
+            for i, (image, box) in enumerate(zip(images, boxes, strict=True))
+        ]
 
-    def projection(self, projection: Array) -> Picture:
-        """Draw a projection (h, w, 3 or 1), float, as a tile of the card."""
-        return _drawn(projection, self.card_tile)
+    def projections(self, projections: Array) -> Picture:
+        """Draw projections (m, h, w, 3 or 1), float, as tiles (m, h, w, 3) of cards.
 
-    def _map(self, cells: Picture, box: tuple[int, int, int, int], shape: tuple[int, int]) -> Picture:
-        """The part of a map that lies over ``box``, of that shape, mounted in a strip's tile."""
+        They shrink before they are scaled to full contrast: fine structure of both signs averages out, and what is
+        left would be nearly grey.
+        """
+        size = self.card_tile
+        height, width = projections.shape[1:3]
+        if height > size[0] or width > size[1]:
+            projections = _shrunk(projections, (min(size[0], height), min(size[1], width)))
+        drawn = render.projection_rgb(projections)
+        if drawn.shape[1:3] == size:
+            return drawn
+        return np.stack([_scaled(one, size) for one in drawn])
+
+    def _map(self, cells: Picture, box: Box, shape: tuple[int, int]) -> Picture:
+        """The part of maps (…, h, w) that lies over ``box``, of that shape, mounted in a strip's tile each."""
         side = self.strip_tile[0]
         size = inscribed(shape, side)
         top, left, bottom, right = box
@@ -125,7 +142,7 @@ class PlateStyle:
         if top < 0 or left < 0 or bottom > self.frame[0] or right > self.frame[1]:
             for axis, (low, scale_, limit) in enumerate(zip((top, left), scale, self.frame, strict=True)):
                 at = low + (np.arange(size[axis]) + 0.5) / scale_
-                drawn[(slice(None),) * axis + ((at < 0) | (at >= limit),)] = render.OUTSIDE
+                np.moveaxis(drawn, axis - 2, 0)[(at < 0) | (at >= limit)] = render.OUTSIDE
         return _mounted(drawn, side)
 
 
@@ -135,13 +152,13 @@ def _within(size: tuple[int, int], most: int) -> tuple[int, int]:
 
 
 def _mounted(cells: Picture, side: int) -> Picture:
-    """Colours (h, w) in the middle of a square of the report's dark mat."""
-    height, width = cells.shape
+    """Colours (…, h, w) in the middle of a square of the report's dark mat."""
+    height, width = cells.shape[-2:]
     if height == width == side:
         return cells
-    tile = np.full((side, side), render.MAT, np.uint8)
+    tile = np.full((*cells.shape[:-2], side, side), render.MAT, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
-    tile[top : top + height, left : left + width] = cells
+    tile[..., top : top + height, left : left + width] = cells
     return tile
 
 
@@ -154,28 +171,34 @@ def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((size[1], size[0]), how))
 
 
-def _drawn(projection: Array, size: tuple[int, int]) -> Picture:
-    """A projection (h, w, 3 or 1) drawn at ``size``.
+def _shrunk(pictures: Array, size: tuple[int, int]) -> Array:
+    """Pictures (m, h, w, C) averaged down to ``size``, as float32: all their planes at once."""
+    planes = np.moveaxis(pictures, 3, 1).astype(np.float32, copy=False)
+    rows = np.ascontiguousarray(_mean_rows(planes, size[0]))
+    width = rows.shape[3]
+    # As fromarray, without its copies: all rows one above the other.
+    image = Image.frombuffer("F", (width, rows.size // width), rows, "raw", "F", 0, 1)
+    small = np.asarray(image.resize((size[1], image.height), Image.Resampling.BOX))
+    return np.moveaxis(small.reshape(*planes.shape[:2], *size), 1, 3)
 
-    It shrinks before it is scaled to full contrast: fine structure of both signs averages out, and what is left
-    would be nearly grey.
+
+def _mean_rows(planes: Array, count: int) -> Array:
+    """Planes (…, h, w) with ``count`` rows, each the mean of those whose middle is in its share.
+
+    As Pillow does it, which sums columns first: of rows fewer are then left, and NumPy sums them whole.
     """
-    height, width = projection.shape[:2]
-    if height > size[0] or width > size[1]:
-        projection = _shrunk(projection, (min(size[0], height), min(size[1], width)))
-    return _scaled(render.projection_rgb(projection), size)
-
-
-def _shrunk(picture: Array, size: tuple[int, int]) -> Array:
-    """A picture (h, w, C) averaged down to ``size``, as float32: all its planes at once, one above the other."""
-    _, width, count = picture.shape
-    column = np.ascontiguousarray(np.moveaxis(picture, 2, 0), np.float32).reshape(-1, width)
-    # As fromarray, without its copies.
-    image = Image.frombuffer("F", (width, len(column)), column, "raw", "F", 0, 1)
-    # A hair less at the top: a pixel whose middle is on a border then goes the same way in each plane.
-    box = (0, 1e-3, width, len(column))
-    small = np.asarray(image.resize((size[1], count * size[0]), Image.Resampling.BOX, box))
-    return np.moveaxis(small.reshape(count, *size), 0, 2)
+    height = planes.shape[-2]
+    # A pixel whose middle is on a border goes to the share below.
+    edges = (2 * np.arange(count + 1) * height + count) // (2 * count)
+    sizes, first = np.diff(edges), edges[:-1]
+    least = sizes.min()
+    sums: Array = planes.take(first, axis=-2)
+    for more in range(1, least):
+        sums += planes.take(first + more, axis=-2)
+    (larger,) = np.nonzero(sizes > least)
+    sums[..., larger, :] += planes.take(first[larger] + least, axis=-2)
+    sums /= sizes[:, None].astype(np.float32)
+    return sums
 
 
 def half_grid(hits: int) -> tuple[int, int]:

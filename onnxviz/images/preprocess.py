@@ -165,16 +165,16 @@ class Preprocess:
         return _on_white(image) if self.channels == 4 else image
 
     def display(self, p: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """A signed projection (C, H, W) as (H, W, 3) in RGB order, or (H, W, 1), a view where it can be one.
+        """Signed projections (…, C, H, W) as (…, H, W, 3) in RGB order, or (…, H, W, 1), a view where it can be one.
 
         Values stay as they are. Alpha is left out; channels that are no colours are averaged.
         """
         values = p.astype(np.float32, copy=False)
         if self.order == "any":
-            values = values.mean(axis=0, keepdims=True)
+            values = values.mean(axis=-3, keepdims=True)
         elif self.order in ("rgb", "bgr"):
-            values = values[:3] if self.order == "rgb" else values[2::-1]
-        return values.transpose(1, 2, 0)
+            values = values[..., :3, :, :] if self.order == "rgb" else values[..., 2::-1, :, :]
+        return np.moveaxis(values, -3, -1)
 
     def describe(self) -> str:
         """One line for people: ``227×227, centre crop, BGR, 0–255 minus (103.9, 116.8, 123.7)``."""

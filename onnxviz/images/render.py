@@ -48,21 +48,28 @@ def projection_limit(p: Array, saturated: float = SATURATED) -> float:
     With a share of 0, and where values are few, it is max |p|. Zeros do not count, so a projection has the
     same limit in its receptive field and on the whole frame.
     """
-    sizes = np.abs(finite(p)).ravel(order="K")
-    count = np.count_nonzero(sizes)
-    if not count:
-        return 0.0
-    return float(_largest(sizes, int(saturated * count)))
+    return _limit(np.abs(finite(p)), saturated)
 
 
-def finite(values: Array) -> NDArray[np.float32]:
-    """Values as float32 that can be drawn: what is no number is 0, and infinity the largest of the others."""
+def _limit(sizes: Array, saturated: float) -> float:
+    values = sizes.ravel(order="K")
+    count = np.count_nonzero(values)
+    return float(_largest(values, int(saturated * count))) if count else 0.0
+
+
+def finite(values: Array, axes: tuple[int, ...] | None = None) -> NDArray[np.float32]:
+    """Values as float32 that can be drawn: what is no number is 0, and infinity the largest of the others.
+
+    ``axes`` are those of one picture, where there are several: each has a largest value of its own.
+    """
     values = np.asarray(values, np.float32)
     fine = np.isfinite(values)
     if fine.all():
         return values
-    most = float(np.abs(values[fine]).max(initial=0)) or 1.0
-    drawn: NDArray[np.float32] = np.nan_to_num(values, nan=0.0, posinf=most, neginf=-most)
+    most = np.abs(np.where(fine, values, np.float32(0))).max(axis=axes, keepdims=True, initial=0)
+    most[most == 0] = 1
+    infinite = np.copysign(most, values)
+    drawn: NDArray[np.float32] = np.where(np.isnan(values), np.float32(0), np.where(fine, values, infinite))
     return drawn
 
 
@@ -76,31 +83,42 @@ def _largest(values: Array, rank: int) -> Any:
 
 
 def projection_rgb(p: Array, largest: float | None = None) -> NDArray[np.uint8]:
-    """A signed projection (H, W, 3 or 1) as (H, W, 3): zero is exactly 128, ±``largest`` is 128 ± 127.
+    """Signed projections (…, H, W, 3 or 1) as (…, H, W, 3): zero is exactly 128, ±``largest`` is 128 ± 127.
 
-    ``largest`` defaults to `projection_limit`; give one to draw several on a common scale. Values beyond are
-    clipped. All zeros are plain grey, as is what is no number.
+    ``largest`` defaults to `projection_limit`, of each its own; give one to draw several on a common scale. Values
+    beyond are clipped. All zeros are plain grey, as is what is no number.
     """
-    values = finite(p)
-    peak = projection_limit(values) if largest is None else largest
-    scaled = values / np.float32(peak) if peak > 0 else np.zeros_like(values)
+    values = finite(p, (-3, -2, -1))
+    peaks = np.full((*values.shape[:-3], 1, 1, 1), largest or 0, np.float32)
+    if largest is None:
+        sizes = np.abs(values)
+        for index in np.ndindex(values.shape[:-3]):
+            peaks[index] = _limit(sizes[index], SATURATED)
+    scaled = _shares(values, peaks)
     np.clip(scaled, -1, 1, out=scaled)
     scaled *= 127
     scaled += GREY
     pixels = np.rint(scaled, out=scaled).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).copy()
+    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).copy()
 
 
 def heatmap(a: Array, largest: float | None = None) -> NDArray[np.uint8]:
-    """An activation map (h, w) as colours of `PALETTE` (h, w): 0 and less is darkest, ``largest`` brightest.
+    """Activation maps (…, h, w) as colours of `PALETTE`: 0 and less is darkest, ``largest`` brightest.
 
-    ``largest`` defaults to the map's maximum.
+    ``largest`` defaults to each map's maximum.
     """
-    values = finite(a)
-    peak = float(values.max(initial=0.0)) if largest is None else largest
-    share = np.clip(values / np.float32(peak), 0, 1) if peak > 0 else np.zeros_like(values)
+    values = finite(a, (-2, -1))
+    peaks = values.max(axis=(-2, -1), keepdims=True, initial=0) if largest is None else largest
+    share = _shares(values, peaks)
+    np.clip(share, 0, 1, out=share)
     share *= _BRIGHTEST
     return np.rint(share, out=share).astype(np.uint8)
+
+
+def _shares(values: Array, peaks: Array | float) -> NDArray[np.float32]:
+    """Values (…) over the peaks that they are drawn with. Where there is no peak no value is above 0."""
+    peaks = np.asarray(peaks, np.float32)
+    return np.divide(values, np.where(peaks > 0, peaks, np.float32(1)), dtype=np.float32)
 
 
 def crop(picture: Array, box: tuple[int, int, int, int], fill: float = GREY) -> Array:
@@ -140,16 +158,17 @@ def resize_map(
     offset: tuple[float, float] = (0.0, 0.0),
     field: tuple[float, float] = (1.0, 1.0),
 ) -> Array:
-    """A map (h, w) on the input's frame (H, W), each unit a cell about the centre of its receptive field.
+    """Maps (…, h, w) on the input's frame (…, H, W), each unit a cell about the centre of its receptive field.
 
     Unit p sees the interval [stride·p + offset, stride·p + offset + field) on each axis (y, x), in input
     pixels. The outermost cells reach to the border. With no stride, or a single unit on an axis, the cells
     share the axis evenly.
     """
     steps = stride or (0.0, 0.0)
-    rows = _cells(a.shape[0], frame[0], steps[0], offset[0], field[0])
-    columns = _cells(a.shape[1], frame[1], steps[1], offset[1], field[1])
-    return a[rows][:, columns]
+    rows = _cells(a.shape[-2], frame[0], steps[0], offset[0], field[0])
+    columns = _cells(a.shape[-1], frame[1], steps[1], offset[1], field[1])
+    # Columns first: rows are then copied whole.
+    return a.take(columns, axis=-1).take(rows, axis=-2)
 
 
 def fit(picture: Array, tile: int) -> NDArray[np.uint8]:

@@ -125,6 +125,17 @@ def test_thumbnails(counted, tmp_path):
         np.testing.assert_array_equal(np.asarray(image), counted.pictures[4])  # small: kept to the pixel
 
 
+def test_thumbnails_are_written_by_whom_one_likes(counted, tmp_path):
+    gallery, asked = _gallery(counted, tmp_path), []
+    path = gallery.thumbnail(4, lambda *work: asked.append(work))
+    assert gallery.thumbnail(4, lambda *work: asked.append(work)) == path
+    assert not (tmp_path / path).exists()
+    ((write, *arguments),) = asked
+    write(*arguments)
+    with Image.open(tmp_path / path) as image:
+        np.testing.assert_array_equal(np.asarray(image), counted.pictures[4])
+
+
 def test_large_thumbnails_shrink(tmp_path):
     counted = Counted(1, size=(400, 200))
     with Image.open(tmp_path / _gallery(counted, tmp_path, size=(400, 200)).thumbnail(0)) as image:

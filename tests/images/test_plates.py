@@ -19,6 +19,11 @@ def _tile(size: tuple[int, int], value: int) -> np.ndarray:
     return np.full((*size, 3), value, np.uint8)
 
 
+def _draw(style, image, projection, maps, box) -> HitTiles:
+    (tiles,) = style.tiles([image], projection[None], maps[None], [box])
+    return tiles
+
+
 def _hit(value: int, card=(5, 7), strip=(8, 8)) -> HitTiles:
     maps = tuple(np.full(strip, 10 * row + value, np.uint8) for row in range(2))
     return HitTiles(_tile(card, value), _tile(card, 100 + value), maps)
@@ -112,7 +117,7 @@ def _drawn(case):
     left = (stride or (0, 0))[1] * unit[1] + offset[1]
     box = (top, left, top + field[0], left + field[1])
     projection = rng.normal(size=(*field, 3)).astype(np.float32)
-    return style, style.tiles(image, projection, maps, box), image, projection, box
+    return style, _draw(style, image, projection, maps, box), image, projection, box
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -123,6 +128,27 @@ def test_every_tile_has_its_size(case):
     assert all(tile.dtype == np.uint8 for tile in (tiles.projection, tiles.patch, *tiles.maps))
     plate = Plate.of([tiles] * 3)
     assert plate.card.shape[0] == plate.card_grid[0] * style.card_tile[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_hits_are_drawn_together_as_each_alone(case, channels):
+    style, _, image, _, box = _drawn(case)
+    rng = np.random.default_rng(3)
+    images = [image, image[::-1], image]
+    boxes = [box, tuple(edge + 1 for edge in box), box]
+    maps = rng.normal(size=(3, *style.grid)).astype(np.float32)
+    projections = rng.normal(size=(3, *style.field, channels)).astype(np.float32) * [
+        [[[1]]],
+        [[[9]]],
+        [[[0]]],
+    ]
+    together = style.tiles(images, projections, maps, boxes)
+    for tiles, *hit in zip(together, images, projections, maps, boxes, strict=True):
+        alone = _draw(style, *hit)
+        np.testing.assert_array_equal(tiles.projection, alone.projection)
+        np.testing.assert_array_equal(tiles.patch, alone.patch)
+        np.testing.assert_array_equal(tiles.maps, alone.maps)
 
 
 @pytest.mark.parametrize("case", ["border", "far-corner", "larger-than-the-frame"])
@@ -142,7 +168,7 @@ def test_a_projection_is_grey_at_zero_and_keeps_its_signs():
     projection = np.zeros((9, 9, 3), np.float32)
     projection[2, 3], projection[6, 5] = 1, -1
     image = np.zeros((64, 64, 3), np.uint8)
-    tile = style.tiles(image, projection, np.ones((14, 14), np.float32), (8, 8, 17, 17)).projection
+    tile = _draw(style, image, projection, np.ones((14, 14), np.float32), (8, 8, 17, 17)).projection
     assert (tile[2, 3] == 255).all()
     assert (tile[6, 5] == 1).all()
     tile = tile.copy()
@@ -156,7 +182,7 @@ def test_a_projection_that_shrinks_is_averaged_first_then_scaled():
     projection = np.indices((144, 144)).sum(axis=0)[..., None] % 2 * 2.0 - 1
     projection[40:42, 60:62] = 0.25
     image = np.zeros((200, 200, 3), np.uint8)
-    tile = style.tiles(image, projection, np.ones((14, 14), np.float32), (0, 0, 144, 144)).projection
+    tile = _draw(style, image, projection, np.ones((14, 14), np.float32), (0, 0, 144, 144)).projection
     assert tile.shape == (72, 72, 3)
     assert (tile[20, 30] == 255).all()
     assert (np.delete(tile.reshape(-1, 3), 20 * 72 + 30, axis=0) == GREY).all()
@@ -170,7 +196,7 @@ def test_planes_of_a_projection_shrink_alike_each_by_itself(field, channels):
     plane = rng.normal(size=(*field, 1)).astype(np.float32)
     signs = np.array([1, -1, 1][:channels], np.float32)
     image = np.zeros((300, 300, 3), np.uint8)
-    tile = style.tiles(image, plane * signs, np.ones((14, 14)), (0, 0, *field)).projection.astype(int)
+    tile = _draw(style, image, plane * signs, np.ones((14, 14)), (0, 0, *field)).projection.astype(int)
     # Planes of the same values but for their sign are mirrored about grey, to the pixel.
     expected = tile[..., :1] * signs + 128 * (1 - signs)
     np.testing.assert_allclose(
@@ -196,7 +222,7 @@ def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_i
     maps = np.zeros((5, 5), np.float32)
     maps[1, 3] = 2
     image = np.zeros((80, 80, 3), np.uint8)
-    tiles = style.tiles(image, np.ones((16, 16, 1), np.float32), maps, (16, 48, 32, 64))
+    tiles = _draw(style, image, np.ones((16, 16, 1), np.float32), maps, (16, 48, 32, 64))
     bright = PALETTE[tiles.maps[1]].sum(axis=2) > 600
     expected = np.zeros((80, 80), bool)
     expected[16:32, 48:64] = True
@@ -207,8 +233,8 @@ def test_the_strongest_unit_is_bright_in_the_whole_map_and_fills_the_middle_of_i
 def test_a_map_without_activation_is_dark():
     style = _style()
     image = np.zeros((64, 64, 3), np.uint8)
-    tiles = style.tiles(
-        image, np.zeros((11, 11, 3), np.float32), -np.ones((14, 14), np.float32), (0, 0, 11, 11)
+    tiles = _draw(
+        style, image, np.zeros((11, 11, 3), np.float32), -np.ones((14, 14), np.float32), (0, 0, 11, 11)
     )
     assert PALETTE[tiles.maps[1]].max() < 80
     assert (tiles.projection == GREY).all()
@@ -218,7 +244,7 @@ def test_a_map_is_grey_outside_the_image_and_mounted_on_the_mat():
     style = _style(field=(16, 32), frame=(64, 64), stride=(8, 8), offset=(-8, 0), grid=(8, 8))
     image = np.zeros((64, 64, 3), np.uint8)
     maps = np.ones((8, 8), np.float32)
-    over_field, _ = style.tiles(image, np.zeros((16, 32, 1)), maps, (-8, 0, 8, 32)).maps
+    over_field, _ = _draw(style, image, np.zeros((16, 32, 1)), maps, (-8, 0, 8, 32)).maps
     # On the square of 64 the field's 16×32 are 32×64: a quarter of mat, a quarter outside, as much inside.
     assert (over_field[:16] == MAT).all() and (over_field[48:] == MAT).all()
     assert (over_field[16:32] == OUTSIDE).all()
