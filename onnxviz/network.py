@@ -418,7 +418,7 @@ class Network:
                 probes=probes,
                 batch=batch,
                 image=self.image.name,
-                spell_lrn=True,
+                provider=self.provider,
             )
 
         return Runner(
@@ -524,7 +524,7 @@ class Network:
             self._projectors = {k: v for k, v in self._projectors.items() if k[0] == key[0]}
 
             def graph() -> WholeGraph:
-                model, batch = self._whole_graph(made, layer, method, spell_lrn=True)
+                model, batch = self._whole_graph(made, layer, method, provider=self.provider)
                 session = open_session(model, self.file.path, self.provider)
                 steady = self.provider != "cpu"
                 return WholeGraph(session, self.file.path, self.image.name, batch=batch, steady=steady)
@@ -556,7 +556,7 @@ class Network:
         return write_model(self._whole_graph(self.plan_units(found, method), found, method)[0], Path(out))
 
     def _whole_graph(
-        self, plan: Plan, layer: Layer, method: Method, *, spell_lrn: bool = False
+        self, plan: Plan, layer: Layer, method: Method, *, provider: str | None = None
     ) -> tuple[bytes, int | None]:
         """The graph, and how many images it takes; None if any number, even though the file says otherwise."""
         pooled = [name for node in plan.pools for name in (node.inputs[0], node.output)]
@@ -567,7 +567,7 @@ class Network:
         dtypes = {name: value.dtype for name, value in {**runner.run(x), self.image.name: x}.items()}
         opened = "N" if runner.fixed is None and self.image.batch is not None else None
         written = whole_graph(
-            self.model, plan, layer, method, self.image, dtypes, batch=opened, spell_lrn=spell_lrn
+            self.model, plan, layer, method, self.image, dtypes, batch=opened, provider=provider
         )
         return written, runner.fixed
 

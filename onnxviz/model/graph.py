@@ -37,7 +37,7 @@ from onnxviz.model.inline import (
     lift_constants,
     make_names_unique,
 )
-from onnxviz.model.lrn import MOST_CHANNELS, spell_out_lrn
+from onnxviz.model.lrn import better_spelled_out, spell_out_lrn
 from onnxviz.model.opening import declare, first_line, open_model, opset_of
 from onnxviz.model.sizes import shape_only, value_sized
 from onnxviz.model.soundness import BITS, check_sizes
@@ -486,7 +486,7 @@ class ModelFile:
         batch: int | str | None = None,
         image: str | None = None,
         known: Mapping[str, np.ndarray] | None = None,
-        spell_lrn: bool = False,
+        provider: str | None = None,
     ) -> bytes:
         """A model that computes just the asked-for tensors, serialised for onnxruntime.
 
@@ -496,7 +496,7 @@ class ModelFile:
             batch: new first dimension of the input ``image``; None keeps what the file says.
             image: the input that ``batch`` is for.
             known: tensors that are not computed but have these values.
-            spell_lrn: write LRN in other operators (`spell_out_lrn`).
+            provider: what will run it: what this is slow at or cannot do is written in other operators (`lrn`).
         """
         known = known or {}
         sources = {name for probe in probes for name in _read_by(probe)} - {probe.name for probe in probes}
@@ -519,8 +519,8 @@ class ModelFile:
         for proto in self._nodes:
             if not any(name in needed and name not in known for name in proto.output):
                 continue
-            channels, rank = self._lrn_shapes.get(proto.output[0], (0, 0)) if spell_lrn else (0, 0)
-            if 0 < channels <= MOST_CHANNELS:
+            channels, rank = self._lrn_shapes.get(proto.output[0], (0, 0)) if provider else (0, 0)
+            if channels and better_spelled_out(proto, channels, provider):
                 nodes, tensors_of_it = spell_out_lrn(proto, channels, rank)
                 graph.node.extend(nodes)
                 graph.initializer.extend(tensors_of_it)

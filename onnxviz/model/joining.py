@@ -32,7 +32,7 @@ def joined(
     *,
     image: str,
     batch: str | None = None,
-    spell_lrn: bool = False,
+    provider: str | None = None,
 ) -> bytes:
     """A model, serialised, that computes ``tensors`` as the file does, and from these what was written.
 
@@ -40,13 +40,13 @@ def joined(
         writer: has ``tensors`` among its inputs; its others become inputs of the model.
         outputs: of the writer; the model's.
         image: the input that takes images.
-        batch, spell_lrn: of the file's own part (`ModelFile.cut`).
+        batch, provider: of the file's own part (`ModelFile.cut`).
 
     Raises:
         ModelError: an older model cannot be converted to opset 13.
     """
     wanted = [name for name in tensors if name != image]
-    proto = onnx.load_model_from_string(model.cut(wanted, image=image, batch=batch, spell_lrn=spell_lrn))
+    proto = onnx.load_model_from_string(model.cut(wanted, image=image, batch=batch, provider=provider))
     proto.ir_version = max(
         proto.ir_version, _IR_VERSION
     )  # before the fourth, initializers had to be inputs too

@@ -1,4 +1,4 @@
-"""LRN in other operators: onnxruntime's kernel for the CPU is slow, and the one for CUDA takes no bias of 0."""
+"""LRN in other operators: onnxruntime's kernel for the CPU is slow, and cuDNN's refuses some."""
 
 from __future__ import annotations
 
@@ -8,10 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["MOST_CHANNELS", "spell_out_lrn"]
+__all__ = ["MOST_CHANNELS", "better_spelled_out", "spell_out_lrn"]
 
 MOST_CHANNELS = 512
 """With more, the convolution, whose work grows with the square of their number, is no gain any more."""
+
+_LARGEST_SIZE, _LEAST_BIAS, _LEAST_BETA = 16, 1e-5, 0.01
+"""That cuDNN takes."""
+
+
+def better_spelled_out(node: NodeProto, channels: int, provider: str | None) -> bool:
+    """Whether ``cpu`` or ``cuda`` should be given other operators than this LRN."""
+    if provider == "cuda":
+        size, _, beta, bias = _settings(node)
+        return size > _LARGEST_SIZE or bias < _LEAST_BIAS or beta < _LEAST_BETA
+    return channels <= MOST_CHANNELS
+
+
+def _settings(node: NodeProto) -> tuple[int, float, float, float]:
+    """Size, alpha, beta and bias."""
+    stated = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return stated["size"], stated.get("alpha", 1e-4), stated.get("beta", 0.75), stated.get("bias", 1.0)
 
 
 def spell_out_lrn(node: NodeProto, channels: int, rank: int) -> tuple[list[NodeProto], list[TensorProto]]:
@@ -21,13 +38,7 @@ def spell_out_lrn(node: NodeProto, channels: int, rank: int) -> tuple[list[NodeP
     convolution of one unit with a banded matrix, which takes alpha and bias along. Differences to LRN are those of
     rounding, except where a square is not finite: there all channels are spoilt, and not the neighbours alone.
     """
-    stated = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    alpha, beta, bias, size = (
-        stated.get("alpha", 1e-4),
-        stated.get("beta", 0.75),
-        stated.get("bias", 1.0),
-        stated["size"],
-    )
+    size, alpha, beta, bias = _settings(node)
     x, y = node.input[0], node.output[0]
     before = (size - 1) // 2
     distance = np.arange(channels) - np.arange(channels)[:, None]

@@ -45,7 +45,7 @@ def whole_graph(
     dtypes: Mapping[str, np.dtype[Any]],
     *,
     batch: str | None = None,
-    spell_lrn: bool = False,
+    provider: str | None = None,
 ) -> bytes:
     """Write it as a model, serialised.
 
@@ -54,7 +54,7 @@ def whole_graph(
     Args:
         plan: from one position of the layer.
         dtypes: of the tensors that the plan records, the layer, and the pools' inputs and outputs.
-        batch, spell_lrn: of the way to the layer (`ModelFile.cut`).
+        batch, provider: of the way to the layer (`ModelFile.cut`).
 
     Raises:
         UnsupportedOpError: a move has no ONNX form, or the graph moves the batch axis.
@@ -133,7 +133,7 @@ def whole_graph(
         for name, x in outputs.items()
     ]
     read_from_file = [name for kind, name in recorded if kind == "value"]
-    return joined(model, writer, read_from_file, names, image=image.name, batch=batch, spell_lrn=spell_lrn)
+    return joined(model, writer, read_from_file, names, image=image.name, batch=batch, provider=provider)
 
 
 class WholeGraph:

@@ -58,7 +58,7 @@ def _operators(cut):
 @pytest.mark.parametrize("settings", [*SETTINGS.values(), *EVEN.values()], ids=[*SETTINGS, *EVEN])
 def test_the_formula(tmp_path, settings, shape):
     x = 3 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    cut = ModelFile(write(tmp_path / "m.onnx", _model(shape, settings))).cut(["y"], spell_lrn=True)
+    cut = ModelFile(write(tmp_path / "m.onnx", _model(shape, settings))).cut(["y"], provider="cpu")
     assert "LRN" not in _operators(cut)
     np.testing.assert_allclose(_run(cut, x), _formula(x, **settings), rtol=2e-6, atol=1e-7)
 
@@ -70,27 +70,46 @@ def test_the_file_as_it_is(tmp_path, settings):
     # Not larger: onnxruntime adds and subtracts squares in turn, and of 10,000 that leaves errors of 7e-5.
     x = 3 * np.random.default_rng(1).normal(size=SHAPES["maps"]).astype(np.float32)
     model = _model(x.shape, settings)
-    cut = ModelFile(write(tmp_path / "m.onnx", model)).cut(["y"], spell_lrn=True)
+    cut = ModelFile(write(tmp_path / "m.onnx", model)).cut(["y"], provider="cpu")
     want = forward(model, x, ["y"])["y"]
     np.testing.assert_allclose(_run(cut, x), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
 def test_zeros_stay_zeros(tmp_path):
     shape = SHAPES["maps"]
-    cut = ModelFile(write(tmp_path / "m.onnx", _model(shape, SETTINGS["alexnet"]))).cut(["y"], spell_lrn=True)
+    cut = ModelFile(write(tmp_path / "m.onnx", _model(shape, SETTINGS["alexnet"]))).cut(["y"], provider="cpu")
     np.testing.assert_array_equal(_run(cut, np.zeros(shape, np.float32)), 0)
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.DOUBLE])
 def test_other_types_are_left_as_they_are(tmp_path, dtype):
     file = ModelFile(write(tmp_path / "m.onnx", _model((1, 6, 5, 5), {"size": 3}, dtype)))
-    assert _operators(file.cut(["y"], spell_lrn=True)) == ["LRN"]
+    assert _operators(file.cut(["y"], provider="cpu")) == ["LRN"]
 
 
 @pytest.mark.parametrize("channels", ["C", MOST_CHANNELS + 1], ids=["unknown", "many"])
 def test_channels_unknown_or_too_many(tmp_path, channels):
     file = ModelFile(write(tmp_path / "m.onnx", _model((1, channels, 5, 5), {"size": 3})))
-    assert _operators(file.cut(["y"], spell_lrn=True)) == ["LRN"]
+    assert _operators(file.cut(["y"], provider="cpu")) == ["LRN"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "operators"),
+    [
+        ({"size": 5}, 1),
+        ({"size": 15, "bias": 2e-5, "beta": 0.02}, 1),
+        ({"size": 17}, 6),
+        ({"size": 5, "bias": 0.0}, 6),
+        ({"size": 5, "beta": 0.0}, 4),
+    ],
+)
+def test_what_cudnn_takes_is_left_to_it(tmp_path, settings, operators):
+    x = 3 * np.random.default_rng(2).normal(size=(2, 20, 5, 5)).astype(np.float32)
+    cut = ModelFile(write(tmp_path / "m.onnx", _model(x.shape, settings))).cut(["y"], provider="cuda")
+    assert len(_operators(cut)) == operators
+    assert ("LRN" in _operators(cut)) == (operators == 1)
+    want = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **settings}
+    np.testing.assert_allclose(_run(cut, x), _formula(x, **want), rtol=1e-5, atol=1e-6)
 
 
 def test_only_where_it_is_asked_for(tmp_path):
