@@ -7,7 +7,6 @@ Arrays are (N, C, spatial…). Kernels work through the rows in blocks that stay
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -462,24 +461,19 @@ def take(
     if not axes:
         same = len(rows) == len(values) and bool((rows == np.arange(len(rows))).all())
         return values if same else values[rows]
-    before = [max(0, -int(s.min())) for s in starts]
-    after = [
-        max(0, int(s.max()) + size - values.shape[axis])
-        for axis, s, size in zip(axes, starts, sizes, strict=True)
-    ]
-    if any(itertools.chain(before, after)):
-        widths = [(0, 0)] * values.ndim
-        for axis, low, high in zip(axes, before, after, strict=True):
-            widths[axis] = (low, high)
-        values = np.pad(values, widths)
-    windows = sliding_window_view(values, tuple(sizes), axis=tuple(axes))
-    index: list[Any] = [slice(None)] * values.ndim
-    index[0] = rows
-    for axis, start, low in zip(axes, starts, before, strict=True):
-        index[axis] = start + low
-    picked = windows[tuple(index)]
-    # Advanced indices put the M windows first; the window axes stand last, in the order of `axes`.
-    return np.moveaxis(picked, range(picked.ndim - len(axes), picked.ndim), axes)
+    shape = [len(rows), *values.shape[1:]]
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    full = np.zeros(shape, values.dtype)
+    # One by one: windows are few and large, and padding what they are of would take longer.
+    for number, (row, *begins) in enumerate(zip(rows.tolist(), *(s.tolist() for s in starts), strict=True)):
+        inner, outer = ([slice(None)] * (values.ndim - 1) for _ in range(2))
+        for axis, begin, size in zip(axes, begins, sizes, strict=True):
+            low = max(begin, 0)
+            high = max(min(begin + size, values.shape[axis]), low)
+            inner[axis - 1], outer[axis - 1] = slice(low, high), slice(low - begin, high - begin)
+        full[number][tuple(outer)] = values[row][tuple(inner)]
+    return full
 
 
 @singledispatch
