@@ -84,14 +84,15 @@ class Responses:
         flat = length <= 1e-6 * np.sqrt(len(values)) * np.abs(np.where(fine, self.largest, 0)).max(
             0, initial=0
         )
-        unit = (values / np.where(flat, 1, length)).astype(np.float32)
+        unit = values / np.where(flat, 1, length)
         channels = unit.shape[1]
         number = np.full((channels, count), -1, np.int64)
         r = np.full((channels, count), np.nan, np.float32)
         kept = min(count, channels - 1)
         for start in range(0, channels if kept > 0 else 0, _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, channels))
-            found = unit[:, rows].T @ unit
+            # In which order a product adds depends on the number of cores; what is shown, and what is equal, does not.
+            found = np.round(unit[:, rows].T @ unit, 6)
             found[rows - start, rows] = -np.inf
             found[:, flat] = -np.inf
             order = np.argsort(-found, axis=1, kind="stable")[:, :kept]

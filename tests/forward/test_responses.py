@@ -169,6 +169,17 @@ def test_correlations_are_those_of_numpy(count):
     assert (number[:, kept:] == -1).all() and np.isnan(r[:, kept:]).all()
 
 
+def test_correlations_do_not_depend_on_the_order_of_adding():
+    """As it changes with the number of cores."""
+    largest = _drawn(8, 400, 60)
+    number, r = _responses(largest).correlated(6)
+    for seed in range(5):
+        other = np.random.default_rng(seed).permutation(len(largest))
+        again = _responses(largest[other]).correlated(6)
+        np.testing.assert_array_equal(again[0], number)
+        np.testing.assert_array_equal(again[1], r)
+
+
 def test_a_channel_that_never_changes_is_like_no_other():
     largest = _drawn(5, channels=4)
     largest[:, 2] = 0.1
