@@ -26,6 +26,12 @@ __all__ = ["BITS", "LARGEST_TENSOR", "check_sizes", "check_sound", "understood"]
 LARGEST_TENSOR = 1 << 31
 """Bytes that one tensor may take for one batch of the file's own, or a single image."""
 
+_LARGEST_MESSAGE = (1 << 31) - 1
+"""Bytes that protobuf can hold."""
+
+_COUNTED = 16 << 20
+"""Larger tensors' bytes are counted when they are read (`ModelFile.decode`, onnxruntime): it would take a copy."""
+
 BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6}
 """Types whose elements share bytes."""
 
@@ -153,7 +159,9 @@ def _check_tensor(tensor: TensorProto) -> None:
             raise _UnsoundError(f"{what} holds text as raw bytes")
         itemsize = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
         length = (math.prod(tensor.dims) * BITS.get(kind, 8 * itemsize) + 7) // 8
-        if len(tensor.raw_data) != length:
+        if length > _LARGEST_MESSAGE:
+            raise _UnsoundError(f"{what} is damaged: {kind} {list(tensor.dims)} needs {length:,} bytes")
+        if length <= _COUNTED and len(tensor.raw_data) != length:
             raise _UnsoundError(
                 f"{what} is damaged: {len(tensor.raw_data):,} bytes, and {kind} {list(tensor.dims)} needs {length:,}"
             )

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 import onnxviz
 from onnxviz.check import check
 from onnxviz.errors import ModelError, OnnxvizError
+from onnxviz.forward.session import Session
 from onnxviz.model.graph import ModelFile
 from onnxviz.reverse.methods import make_method
 from tests.model.nets import build, conv_weights, node, small, subgraph, write
@@ -106,6 +107,20 @@ def test_parts_that_do_not_fit_are_named_when_the_file_is_opened(tmp_path, chang
     with pytest.raises(ModelError, match=reason) as error:
         ModelFile(write(tmp_path / "m.onnx", model))
     assert "m.onnx" in str(error.value)
+
+
+@pytest.mark.parametrize("way", ["decode", "run"])
+def test_large_tensors_are_counted_when_they_are_read(tmp_path, way, monkeypatch):
+    """Opening would copy them all: half a second of a file of 553 MB."""
+    monkeypatch.setattr("onnxviz.model.soundness._COUNTED", 500)
+    model = small()
+    _set(_tensor("w1")(model), raw_data=b"12")
+    file = ModelFile(write(tmp_path / "m.onnx", model))
+    with pytest.raises(ModelError, match=r"m\.onnx.*w1"):
+        if way == "decode":
+            file.decode(file.initializers["w1"])
+        else:
+            Session(file, file.cut(["c1"]))
 
 
 def test_a_split_with_more_outputs_than_it_says(tmp_path):
