@@ -224,6 +224,7 @@ def watch_writes() -> None:
             if place != os.devnull and not any(place.startswith(f"{a}/") or place == a for a in _allowed):
                 _writes.append(f"{event} {place}")
 
+    sys.dont_write_bytecode = True  # Python's own files, of modules that are imported late
     sys.addaudithook(hook)
 
 
