@@ -104,8 +104,7 @@ def _quiet() -> Iterator[None]:
 class Session:
     """One onnxruntime session on a cut model.
 
-    Inputs go to where the provider computes, all between stays there, and only outputs come back. Other threads of
-    Python go on meanwhile, as they would not while an `OrtValue` is put on a device.
+    Inputs go to where the provider computes, all between stays there, and only outputs come back.
 
     Args:
         threads: that one run may use; None for as many as there are cores.
