@@ -229,7 +229,7 @@ class Runner:
                     parts.append(self._run(x[start : start + rows]))
                 start += rows
             except _NoMemoryError as error:
-                self._run_fewer(self._rows(rows) if self.fixed is None else rows, error)
+                self._run_fewer(self._rows(rows), error)
         if len(parts) == 1:
             return parts[0]
         try:
@@ -269,7 +269,7 @@ class Runner:
 
     def _rows(self, count: int) -> int:
         """How many images a run of so many is filled up to."""
-        if not self._filled or not count:
+        if self.fixed is not None or not self._filled or not count:
             return count
         return max(count, min(self._filled, self._most or self._filled))
 

@@ -223,8 +223,7 @@ class Projector:
         rows, local = np.unique(units[:, 0], return_inverse=True)
         x = recording.values[self.image.name][rows]
         local = np.column_stack([local, units[:, 1:]])
-        at_once = {"images_at_once": self._graph_images, "units_at_once": self.units_at_once}
-        return self._graph.run(x, local, **at_once)
+        return self._graph.run(x, local, images_at_once=self._graph_images, units_at_once=self.units_at_once)
 
     @property
     def _graph_images(self) -> int:

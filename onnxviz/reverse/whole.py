@@ -31,6 +31,9 @@ __all__ = ["OUTPUTS", "UNITS_INPUT", "WholeGraph", "whole_graph"]
 Array: TypeAlias = NDArray[Any]
 
 UNITS_INPUT = "units"
+_SIZES = 8
+"""Into how many sizes runs that are filled up fall by their units."""
+
 OUTPUTS = ("pixels", "boxes", "activations", "maps")
 """Of the graph: projections (M, C, h, w), where they lie (M, 4), the units' activations (M,), and the maps that the
 units are in (M, …)."""
@@ -165,11 +168,10 @@ class WholeGraph:
         Raises:
             ModelError: onnxruntime failed.
         """
-        count, images = len(units), self.batch or len(x)
+        count, images = len(units), self.batch or (images_at_once if self._steady else len(x))
         if self._steady:
             step = max(1, units_at_once // _SIZES)
             units = filled_up(units, min(-(-count // step) * step, units_at_once))
-            images = self.batch or images_at_once
         feeds = {self._image: filled_up(x, images), UNITS_INPUT: units}
         try:
             pixels, maps = run_session(self._session, ("pixels", "maps"), feeds, self._path)
@@ -178,10 +180,6 @@ class WholeGraph:
                 raise ModelError(f"{error} Give projecting less --memory.") from error
             raise
         return pixels[:count], maps[:count]
-
-
-_SIZES = 8
-"""Into how many sizes runs fall by their units."""
 
 
 def _in_boxes(walk: TracedWalk, answer: Any, layer: Layer, image: ImageInput) -> Any:
