@@ -7,8 +7,9 @@ Arrays are (N, C, spatial…). Kernels work through the rows in blocks that stay
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any, TypeAlias
@@ -43,6 +44,9 @@ __all__ = [
 Array: TypeAlias = NDArray[Any]
 
 _BLOCK_BYTES = 2 << 20
+_SWITCHED = 1 << 16
+"""Positions that `switches` compares at once."""
+
 _SMALL_MAP = 48
 """Maps of fewer positions are multiplied for a whole block of rows at once."""
 
@@ -309,52 +313,92 @@ def switches(
         Like ``y``, unsigned integers: the number of the kernel cell. One byte for up to 256 cells.
     """
     count = math.prod(kernel)
-    dtype = np.uint8 if count <= 256 else np.uint32
-    found: Array = np.zeros(y.shape, dtype)
-    cells = list(enumerate(np.ndindex(*kernel)))
-    for row in range(len(x)):  # one at a time: a map stays in the cache
-        phases = _phases(x[row], strides)
-        # The last cell first has the lowest mark, so that the highest one is the first cell's.
-        marks = np.zeros(y.shape[1:], dtype)
-        for number, cell in cells[1:]:
-            there, phase, here = _met(cell, x.shape[2:], y.shape[2:], strides, dilations, begins)
-            same = (phases[phase][:, *here] == y[row][:, *there]).view(np.uint8)
-            part = marks[:, *there]
-            np.maximum(part, np.multiply(same, count - number, dtype=dtype), out=part)
-        there, phase, here = _met(cells[0][1], x.shape[2:], y.shape[2:], strides, dilations, begins)
-        first = np.zeros(y.shape[1:], bool)
-        first[:, *there] = phases[phase][:, *here] == y[row][:, *there]
-        np.subtract(count, marks, out=found[row], where=(marks > 0) & ~first, casting="unsafe")
+    if x.dtype.kind != "f":  # 8 bits; beside them there is no value that equals none
+        x, y = x.astype(np.float32), y.astype(np.float32)
+    found: Array = np.empty(y.shape, np.uint8 if count <= 256 else np.uint32)
+    marked = np.uint8 if count < 256 else np.uint32
+    met = _Met.of(x.shape[2:], y.shape[2:], kernel, strides, dilations, begins)
+    rows = min(x.shape[1], max(1, _SWITCHED // math.prod(met.pitch)))
+    phases = {phase: np.full((rows, *met.pitch), np.nan, x.dtype) for phase in met.places}
+    pooled, marks = np.zeros((rows, *met.pitch), y.dtype), np.zeros((rows, *met.pitch), marked)
+    same = np.empty(marks.size, bool)
+    flags, here, best = same.view(np.uint8), pooled.reshape(-1), marks.reshape(-1)
+    inner = tuple(slice(n) for n in y.shape[2:])
+    for row, start in itertools.product(range(len(x)), range(0, x.shape[1], rows)):
+        part = x[row, start : start + rows]
+        channels = slice(start, start + len(part))
+        for phase, (to, of) in met.places.items():
+            phases[phase][: len(part), *to] = part[:, *of]
+        pooled[: len(part), *inner] = y[row, channels]
+        marks[:] = 0
+        size = len(part) * math.prod(met.pitch)
+        # The first cell has the highest mark.
+        for number, (phase, step) in enumerate(met.cells):
+            some = slice(size - step)
+            np.equal(phases[phase].reshape(-1)[step:size], here[some], out=same[some])
+            if marked is np.uint8:
+                mark = np.multiply(flags[some], np.uint8(count - number), out=flags[some])
+            else:
+                mark = np.multiply(flags[some], count - number, dtype=marked)
+            np.maximum(best[some], mark, out=best[some])
+        np.greater(best, 0, out=same)  # what is NaN equals nothing, and has cell 0
+        np.multiply(np.subtract(marked(count), best, out=best), flags, out=best)
+        found[row, channels] = marks[: len(part), *inner]
     return found
 
 
-def _phases(x: Array, strides: Sequence[int]) -> dict[tuple[int, ...], Array]:
-    """The positions of a map (C, h…) that agree modulo the strides, apart: what is compared lies side by side then."""
-    return {
-        phase: np.ascontiguousarray(x[:, *(slice(p, None, s) for p, s in zip(phase, strides, strict=True))])
-        for phase in np.ndindex(*strides)
-    }
+@dataclass(frozen=True)
+class _Met:
+    """Where the windows of a pool meet the cells of its kernel.
 
+    The positions that agree modulo the strides, a phase, are put apart into maps of one ``pitch``, and so is what was
+    pooled: then all windows meet one cell at the same distance in memory.
 
-def _met(
-    cell: Sequence[int],
-    sizes: Sequence[int],
-    counts: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    begins: Sequence[int],
-) -> tuple[tuple[slice, ...], tuple[int, ...], tuple[slice, ...]]:
-    """Which of ``counts`` windows have a kernel cell inside a map of ``sizes``, and in which phase, and where there,
-    these cells are."""
-    there, phase, here = [], [], []
-    for o, n, count, s, d, b in zip(cell, sizes, counts, strides, dilations, begins, strict=True):
-        first = max(0, -((o * d - b) // s))  # the first window for which i·s + o·d − b is not negative
-        last = max(first, min(count, (n - 1 + b - o * d) // s + 1))
-        start = first * s + o * d - b
-        there.append(slice(first, last))
-        phase.append(start % s)
-        here.append(slice(start // s, start // s + last - first))
-    return tuple(there), tuple(phase), tuple(here)
+    Args:
+        pitch: the sizes of such a map.
+        places: for each phase, the part of its map that is filled, and from what.
+        cells: for each cell its phase, and that distance.
+    """
+
+    pitch: tuple[int, ...]
+    places: Mapping[tuple[int, ...], tuple[tuple[slice, ...], tuple[slice, ...]]]
+    cells: Sequence[tuple[tuple[int, ...], int]]
+
+    @classmethod
+    def of(
+        cls,
+        sizes: Sequence[int],
+        counts: Sequence[int],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        begins: Sequence[int],
+    ) -> _Met:
+        """For maps of ``sizes`` with ``counts`` windows."""
+        # Of the axes: the first and the last step that any window takes, in strides from its own place.
+        lows = [-begin // stride for begin, stride in zip(begins, strides, strict=True)]
+        highs = [
+            ((k - 1) * d - b) // s for k, d, b, s in zip(kernel, dilations, begins, strides, strict=True)
+        ]
+        pitch = tuple(n + high - low for n, high, low in zip(counts, highs, lows, strict=True))
+        cells = []
+        for cell in np.ndindex(*kernel):
+            first = [o * d - b for o, d, b in zip(cell, dilations, begins, strict=True)]
+            step = 0
+            for at, stride, low, size in zip(first, strides, lows, pitch, strict=True):
+                step = step * size + at // stride - low
+            cells.append((tuple(at % stride for at, stride in zip(first, strides, strict=True)), step))
+        places = {}
+        for phase in dict.fromkeys(phase for phase, _ in cells):
+            to, of = [], []
+            for p, n, s, low, size in zip(phase, sizes, strides, lows, pitch, strict=True):
+                begin = max(-low, 0)
+                end = max(begin, min(size, (n - 1 - p) // s - low + 1))
+                start = (begin + low) * s + p
+                to.append(slice(begin, end))
+                of.append(slice(start, start + (end - begin) * s, s))
+            places[phase] = (tuple(to), tuple(of))
+        return cls(pitch, places, cells)
 
 
 @singledispatch
@@ -385,7 +429,9 @@ def unpool(
         pitch *= extent[axis]
     full = np.zeros((n, c * math.prod(extent)), g.dtype)
     for row in range(n):
-        np.add.at(full[row], (offset[switch[row]] + start).ravel(), g[row].ravel())
+        at = offset.take(switch[row])
+        at += start
+        np.add.at(full[row], at.reshape(-1), g[row].reshape(-1))
     return full.reshape(n, c, *extent)
 
 

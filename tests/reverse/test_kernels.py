@@ -145,6 +145,39 @@ def test_switches_of_a_large_kernel_do_not_overflow_a_byte():
     assert pool.switches(x, y)[0, 0, 0].tolist() == [16 * 18 + 17, 16 * 18 + 16]
 
 
+def test_switches_of_256_cells_fit_a_byte():
+    pool = Pool((20, 20), (16, 16), (1, 1), (1, 1), (0, 0), (0, 0))
+    x = np.random.default_rng(0).permutation(800).reshape(1, 2, 20, 20).astype(np.float32)
+    y, indices = pool.run(x)
+    found = pool.switches(x, y)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(pool.flat(found), indices)
+
+
+def test_switches_of_more_channels_than_are_compared_at_once():
+    pool = Pool((40, 40), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    x = np.random.default_rng(0).standard_normal((2, 401, 40, 40)).astype(np.float32)
+    y, indices = pool.run(x)
+    np.testing.assert_array_equal(pool.flat(pool.switches(x, y)), indices)
+
+
+def test_switches_of_bytes_are_those_of_the_same_numbers():
+    pool = Pool((9, 9), (3, 3), (2, 2), (1, 1), (1, 1), (1, 1))
+    x = np.random.default_rng(0).integers(-5, 5, (1, 2, 9, 9))
+    y, indices = pool.run(x.astype(np.float32))
+    found = pool.switches(x.astype(np.int8), y.astype(np.int8))
+    np.testing.assert_array_equal(pool.flat(found), indices)
+
+
+def test_a_window_without_a_number_has_its_first_cell():
+    pool = Pool((4, 4), (2, 2), (2, 2), (1, 1), (0, 0), (0, 0))
+    x = np.ones((1, 1, 4, 4), np.float32)
+    x[0, 0, 0, 1] = np.nan
+    y = np.ones((1, 1, 2, 2), np.float32)
+    y[0, 0, 0, 0] = np.nan
+    assert pool.switches(x, y).ravel().tolist() == [0, 0, 0, 0]
+
+
 def test_a_tie_goes_to_the_first_in_scan_order():
     pool = Pool((2, 2), (2, 2), (1, 1), (1, 1), (0, 0), (0, 0))
     for grid, cell in (([[5, 5], [5, 5]], 0), ([[1, 5], [5, 5]], 1), ([[1, 2], [5, 5]], 2)):
