@@ -147,6 +147,7 @@ def analyze(
         former = None if report is None or _same(report, kept) else Run(Path(report))
         if former:
             former.check_finished(restart=restart)
+        watched = drawing.watched(batch_size) if workers is None and cluster is None else None
         part = run_scan(
             setup,
             run=None if kept is None else Run(Path(kept)),
@@ -156,13 +157,19 @@ def analyze(
             save_every=save_every,
             workers=workers,
             cluster=cluster,
+            watch=watched,
             progress=progress,
         )
         release_memory()
         if former:
             former.remove()
         return drawing.draw(
-            part.scan(setup.layers), target, published=report is not None, theme=theme, command=command
+            part.scan(setup.layers),
+            target,
+            watched=watched,
+            published=report is not None,
+            theme=theme,
+            command=command,
         )
 
 

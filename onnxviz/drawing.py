@@ -31,6 +31,7 @@ from onnxviz.reverse.methods import Method, make_method
 from onnxviz.runtime import release_memory
 from onnxviz.scans.saved import versions
 from onnxviz.setup import Setup
+from onnxviz.watched import Watched
 
 __all__ = ["Drawing", "Style"]
 
@@ -118,11 +119,32 @@ class Drawing:
         named = _named(setup.network, setup.layers, setup.names, progress, given=labelled)
         return cls(setup, style, tuple(networks), pictured, named, progress)
 
+    def watched(self, batch: int | None = None) -> Watched | None:
+        """Records during the scan what drawing needs, where that pays; ``batch`` are the images a run, if given."""
+        setup = self.setup
+        return Watched.of(
+            setup.network,
+            setup.preprocess,
+            setup.layers,
+            [
+                setup.network.projector(layer, method, windows=self.style.seed == "unit")
+                for layer in setup.layers
+                for method in self.style.methods
+            ],
+            images=setup.total,
+            shown=sum(map(len, self.pictured)),
+            top=setup.top,
+            rank=setup.rank,
+            memory=setup.network.memory / len(self.networks),
+            batch=batch,
+        )
+
     def draw(
         self,
         scan: Scan,
         folder: Path | None,
         *,
+        watched: Watched | None = None,
         published: bool,
         theme: str = "auto",
         command: str | None = None,
@@ -130,6 +152,7 @@ class Drawing:
         """Project and draw what a scan found, into a folder or a temporary one that lives as long as the atlas.
 
         Args:
+            watched: what was recorded during the scan.
             published: the folder is that of a report, which is written while it is drawn, with the atlas itself; if the
                 run is broken off it is left with what there is.
             theme: of the report, as of `Atlas.report`.
@@ -140,9 +163,10 @@ class Drawing:
                 folder = Path(tempfile.mkdtemp(prefix="onnxviz-"))
                 cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
             source, recipe = self.setup.source, self.setup.preprocess
-            gallery = Gallery(source, recipe, folder / PICTURES / IMAGES, f"{PICTURES}/{IMAGES}")
+            known = watched.pictures if watched else None
+            gallery = Gallery(source, recipe, folder / PICTURES / IMAGES, f"{PICTURES}/{IMAGES}", known)
             atlas = self._planned(scan, folder, gallery, command)
-            ways = self._ways(atlas.layers, gallery)
+            ways = self._ways(atlas.layers, gallery, watched)
             publisher = Publisher(atlas, theme, self._digest()) if published else None
             try:
                 ready = [self._layer(bare, ways, gallery, folder, publisher) for bare in atlas.layers]
@@ -245,12 +269,13 @@ class Drawing:
         release_memory()
         return ready
 
-    def _ways(self, layers: Sequence[LayerAtlas], gallery: Gallery) -> list[Way]:
+    def _ways(self, layers: Sequence[LayerAtlas], gallery: Gallery, watched: Watched | None) -> list[Way]:
         """Each method in each network; images are run forward once a network."""
         ways = []
         style, networks = self.style, self.networks
         for net in networks:
-            recorder = Recorder(net, gallery, share=1 / len(networks))
+            seen = watched if net is networks[0] else None
+            recorder = Recorder(net, gallery, 1 / len(networks), seen)
             projectors = [
                 (net.projector(x.layer, method, windows=style.seed == "unit"), x)
                 for x in layers

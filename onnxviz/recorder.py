@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from onnxviz.network import Network
 from onnxviz.progress import Progress
 from onnxviz.reverse.engine import Recording
 from onnxviz.reverse.project import Projector
+from onnxviz.watched import Watched
 
 __all__ = ["Recorder", "Wanted"]
 
@@ -48,10 +49,13 @@ class Recorder:
 
     Args:
         share: of the network's memory, where several recorders live side by side.
+        watched: what was recorded while the images were scanned.
     """
 
-    def __init__(self, network: Network, gallery: Gallery, share: float = 1.0) -> None:
-        self._network = network
+    def __init__(
+        self, network: Network, gallery: Gallery, share: float = 1.0, watched: Watched | None = None
+    ) -> None:
+        self._network, self._watched = network, watched
         self._memory = network.memory * share
         self._gallery = gallery
         self._values: dict[tuple[str, int], Array] = {}
@@ -60,20 +64,34 @@ class Recorder:
         self._kept: set[str] = set()
 
     def keep(self, layers: Sequence[tuple[Projector, Sequence[Wanted]]], progress: Progress) -> None:
-        """Run the images of several layers forward, if what is to be kept of them fits."""
+        """Run the images of several layers forward, those that were not watched, if what is to be kept of them fits."""
+        watched, self._watched = self._watched, None
         shared = [(p, w) for p, w in layers if p.plan.batched and p.asked != "graph" and w]
         images = sorted({one.image for _, wanted in shared for one in wanted})
         if not shared or self._bytes(shared, len(images)) > self._memory * _SHARE:
             return
-        records = dict.fromkeys(name for p, _ in shared for name in p.plan.records)
-        pools: dict[str, Node] = {node.output: node for p, _ in shared for node in p.pools}
-        tensors = dict.fromkeys((*records, *(p.layer.tensor for p, _ in shared)))
         by_image: dict[int, dict[tuple[str, Wanted], Layer]] = {}
         for projector, wanted in shared:
             for one in wanted:
                 by_image.setdefault(one.image, {})[projector.layer.tensor, one] = projector.layer
-        step = min(p.images_at_once for p, _ in shared)
-        step = max(1, step // len(shared)) if records else step
+        missing = self._take(watched, by_image) if watched else images
+        if missing:
+            self._record(missing, [projector for projector, _ in shared], by_image, progress)
+        self._kept = {p.layer.tensor for p, _ in shared}
+
+    def _record(
+        self,
+        images: Sequence[int],
+        projectors: Sequence[Projector],
+        by_image: Mapping[int, Mapping[tuple[str, Wanted], Layer]],
+        progress: Progress,
+    ) -> None:
+        """Run images forward, and keep what projectors read of them and the maps that are wanted."""
+        records = dict.fromkeys(name for p in projectors for name in p.plan.records)
+        pools: dict[str, Node] = {node.output: node for p in projectors for node in p.pools}
+        tensors = dict.fromkeys((*records, *(p.layer.tensor for p in projectors)))
+        step = min(p.images_at_once for p in projectors)
+        step = max(1, step // len(projectors)) if records else step
         progress.start("Recording", len(images), "images")
         with held_interrupts() as check:
             for first in range(0, len(images), step):
@@ -95,7 +113,17 @@ class Recorder:
                 check()
         progress.finish()
         self._network.forget()
-        self._kept = {p.layer.tensor for p, _ in shared}
+
+    def _take(
+        self, watched: Watched, by_image: Mapping[int, Mapping[tuple[str, Wanted], Layer]]
+    ) -> list[int]:
+        """Keep what was recorded of images while they were scanned, and name those of which something is missing."""
+        self._values = {key: value for key, value in watched.values.items() if key[1] in by_image}
+        self._switches = {key: value for key, value in watched.switches.items() if key[1] in by_image}
+        wanted = {(tensor, one.image, one.channel) for ones in by_image.values() for tensor, one in ones}
+        self._maps = {key: found for key, found in watched.maps() if key in wanted}
+        missing = {image for _, image, _ in wanted - self._maps.keys()}
+        return sorted(missing | (by_image.keys() - watched.pictures.keys()))
 
     def _bytes(self, shared: Sequence[tuple[Projector, Sequence[Wanted]]], images: int) -> int:
         """What would be kept."""

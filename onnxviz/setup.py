@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxviz import facts
 from onnxviz.errors import ModelError, UsageError
-from onnxviz.forward.scan import Scanner, check_options
+from onnxviz.forward.scan import Scanner, Watch, check_options
 from onnxviz.forward.session import choose_provider
 from onnxviz.images.preprocess import Preprocess, resolve_preprocess
 from onnxviz.images.samples import builtin_source
@@ -56,8 +56,8 @@ class Setup:
         """How many images are to be scanned."""
         return min(len(self.source.samples), self.limit or len(self.source.samples))
 
-    def scanner(self, batch: int, share: int | None = None) -> Scanner:
-        """What scans the images, so many a run, with all cores or a share of them."""
+    def scanner(self, batch: int, share: int | None = None, watch: Watch | None = None) -> Scanner:
+        """What scans the images, so many a run, with all cores or a share of them; ``watch`` sees every run."""
         return Scanner(
             self.network,
             self.source,
@@ -67,6 +67,7 @@ class Setup:
             total=self.total,
             batch_size=batch,
             share=share,
+            watch=watch,
         )
 
     @cached_property

@@ -18,7 +18,7 @@ from onnxviz.forward.responses import Responses, ResponsesBuilder, capacity
 from onnxviz.forward.topk import ChannelStats, TopK, TopKBuilder
 from onnxviz.model.layers import Layer
 
-__all__ = ["BatchResult", "LayerScan", "Part", "Scan", "Skip", "Tally"]
+__all__ = ["BatchResult", "LayerScan", "Part", "Scan", "Skip", "Tally", "ranking"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -160,6 +160,16 @@ class BatchResult:
     skipped: tuple[Skip, ...] = ()
 
 
+def ranking(values: Mapping[str, Array], rank: str) -> Array:
+    """What images are ordered by, (N, C), from reductions (`probes.reduced`): NaN where a map is not finite.
+
+    ``rank``: one of `scan.RANKS`.
+    """
+    finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
+    score = values["sum" if rank == "sum" else "max"]
+    return np.where(finite, np.zeros_like(score) if rank == "first" else score, np.nan)
+
+
 class Tally:
     """Counts batches on top of a part.
 
@@ -202,9 +212,8 @@ class Tally:
         each = [values for _, values in self._waiting]
         values = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
         self._waiting.clear()
-        finite = np.isfinite(values["max"]) & np.isfinite(values["sum"])
-        score = values["sum" if self._rank == "sum" else "max"]
-        score = np.where(finite, np.zeros_like(score) if self._rank == "first" else score, np.nan)
+        score = ranking(values, self._rank)
+        finite = ~np.isnan(score)
         self._topk.add(score, values["max"], images, values["argmax"])
         together = np.add.reduceat(np.where(finite, np.maximum(score, 0), 0), self._starts, 1, np.float64)
         some = np.logical_or.reduceat(finite, self._starts, axis=1)

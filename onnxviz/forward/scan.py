@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, tee
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RANKS",
     "Scanner",
+    "Watch",
     "Workload",
     "check_images",
     "check_options",
@@ -83,6 +84,19 @@ def check_images(part: Part, source: Source) -> None:
         raise NoImagesError(f"{source.description}: not one image could be read.{''.join(first)}")
 
 
+class Watch(Protocol):
+    """Looks at what the network gives while it is scanned. Called after each run, in the thread that made it."""
+
+    @property
+    def tensors(self) -> Sequence[str]:
+        """What it wants to see beside the reductions."""
+
+    def __call__(
+        self, images: Sequence[int], arrays: Sequence[Array], x: Array, found: Mapping[str, Array]
+    ) -> None:
+        """``images`` were read as ``arrays`` (C, H, W) and fed as ``x``, and gave ``found``, reductions included."""
+
+
 class Scanner:
     """A network set up to count the images of a source, any of them at a time.
 
@@ -92,6 +106,7 @@ class Scanner:
         batch_size: images a run; see `workload` for the default. Batches end at multiples of it, so that it does not
             matter where a range begins.
         share: how many cores it may use, if not all of this process.
+        watch: sees every run.
     """
 
     def __init__(
@@ -105,7 +120,9 @@ class Scanner:
         total: int,
         batch_size: int | None = None,
         share: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._network, self._source, self._preprocess = network, source, preprocess
         self._layers, self._rank = layers, rank
         self._load = workload(network, layers, total, share)
@@ -119,7 +136,10 @@ class Scanner:
             for probe in layer_probes(layer, network.model.opset, blocks=on_cpu)
         ]
         self._runner = network.runner(
-            [], probes=probes, threads=self._load.threads, filled=None if on_cpu else self.batch
+            watch.tensors if watch else (),
+            probes=probes,
+            threads=self._load.threads,
+            filled=None if on_cpu else self.batch,
         )
         self._runner.decide()
 
@@ -207,14 +227,21 @@ class Scanner:
         ):
             for piece in ranges.pieces(to_run, self.batch):
                 batch = _batch(items, piece)
-                x = self._network.feed(self._preprocess.batch(batch.arrays)) if batch.arrays else None
-                running.append((batch, None if x is None else pool.submit(self._runner.run, x)))
+                running.append((batch, pool.submit(self._run, batch) if batch.arrays else None))
                 check()
                 # One batch waits, so that no worker does.
                 while len(running) > load.workers:
                     yield first()
             while running:
                 yield first()
+
+    def _run(self, batch: _Batch) -> dict[str, Array]:
+        x = self._network.feed(self._preprocess.batch(batch.arrays))
+        found = self._runner.run(x)
+        if self._watch is None:
+            return found
+        self._watch(batch.images, batch.arrays, x, found)
+        return {name: value for name, value in found.items() if name not in self._watch.tensors}
 
     def _skip(self, index: int, error: ImageError) -> Skip:
         name = self._source.samples[index].name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,16 +51,25 @@ class _Latest:
 class Gallery:
     """Images of a source by number: as input arrays, as pictures, and as thumbnails in a folder.
 
-    ``folder`` is where thumbnails go; ``relative`` is how a report in the folder above names it.
+    ``folder`` is where thumbnails go; ``relative`` is how a report in the folder above names it. ``known`` are pictures
+    that are at hand already.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, folder: Path, relative: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        folder: Path,
+        relative: str,
+        known: Mapping[int, NDArray[np.uint8]] | None = None,
+    ) -> None:
         self._source = source
         self._preprocess = preprocess
         self._folder = folder
         self._relative = relative
         self._arrays = _Latest(_ARRAY_BYTES)
         self._pictures = _Latest(_PICTURE_BYTES)
+        self._known = known or {}
         self._thumbnails: set[int] = set()
         self._ending: str | None = None
 
@@ -88,7 +97,9 @@ class Gallery:
 
     def picture(self, index: int) -> NDArray[np.uint8]:
         """What the network saw: (H, W, 3) uint8."""
-        found = self._pictures.get(index)
+        found = self._known.get(index)
+        if found is None:
+            found = self._pictures.get(index)
         if found is None:
             found = self._pictures.keep(index, self._preprocess.picture(self.array(index)))
         return np.broadcast_to(found, (*found.shape[:2], 3))

@@ -189,7 +189,10 @@ def check_theme(theme: str) -> None:
 
 def as_json(data: ReportData) -> str:
     """All that a report shows, as JSON; null stands for what is no number."""
-    return json.dumps(_plain(data), allow_nan=False)
+    try:
+        return json.dumps(data, default=vars, allow_nan=False)
+    except ValueError:  # there are some; to look for them beforehand takes twice as long as all the rest
+        return json.dumps(_plain(data), allow_nan=False)
 
 
 def page_of(channel: ChannelData) -> str:

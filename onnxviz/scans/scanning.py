@@ -6,7 +6,7 @@ from onnxviz.errors import NoImagesError, UsageError
 from onnxviz.forward import ranges
 from onnxviz.forward.part import Part
 from onnxviz.forward.ranges import Range
-from onnxviz.forward.scan import check_images, check_options, workload
+from onnxviz.forward.scan import Watch, check_images, check_options, workload
 from onnxviz.progress import SCANNING, Progress
 from onnxviz.scans.runs import SAVE_EVERY, Run
 from onnxviz.scans.saved import SavedScan
@@ -26,6 +26,7 @@ def run_scan(
     save_every: float = SAVE_EVERY,
     workers: int | None = None,
     cluster: str | None = None,
+    watch: Watch | None = None,
     progress: Progress,
 ) -> Part:
     """Scan the images, or a shard of them, on top of what is saved in ``run``, and save what is found there.
@@ -35,6 +36,7 @@ def run_scan(
         restart, replace_finished: as of `Run.begin`.
         workers: so many processes on this machine instead of this one alone.
         cluster: the Dask cluster that scans instead (`cluster.scan_on_cluster`).
+        watch: sees every run that is made in this process.
 
     Raises:
         NoImagesError: not one image could be read.
@@ -84,7 +86,7 @@ def run_scan(
 
             part = scan_in_processes(saved, workers, batch, progress=progress, save=save, every=save_every)
         else:
-            part = setup.scanner(batch).scan(
+            part = setup.scanner(batch, watch=watch).scan(
                 part, todo, progress.advance, save=save, every=save_every, skip=progress.skipped
             )
     progress.finish()

@@ -92,7 +92,7 @@ def test_json_lines_tell_the_whole_course(folder, tmp_path):
     }
     atlas = onnxviz.Atlas.load(tmp_path / "out")
     phases = [event["phase"] for event in events if event["event"] == "start"]
-    assert phases == ["Opening", "Scanning", "Recording", "Projecting conv1", "Projecting relu1", "Packing"]
+    assert phases == ["Opening", "Scanning", "Projecting conv1", "Projecting relu1", "Packing"]
     for phase in phases:
         own = [event for event in events if event.get("phase") == phase]
         assert [own[0]["event"], own[-1]["event"]] == ["start", "finish"]
@@ -391,7 +391,7 @@ def test_the_summary_is_short(folder, tmp_path):
     lines = result.stdout.splitlines()
     assert re.fullmatch(r"12 images scanned, 3 skipped; [\d,.]+ images/s", lines[-4])
     assert re.fullmatch(r"\d+ projections drawn; [\d,.]+ projections/s", lines[-3])
-    assert re.match(r"\d+\.\d s: opening \d+\.\d s, scanning \d+\.\d s, recording .*of memory$", lines[-2])
+    assert re.match(r"\d+\.\d s: opening \d+\.\d s, scanning \d+\.\d s, projecting .*of memory$", lines[-2])
     assert lines[-1].startswith("Report: ")
     assert re.fullmatch(r"  skipped 3 × not an image in a known format; the first: \S.*\n", result.stderr)
 

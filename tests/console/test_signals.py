@@ -172,7 +172,13 @@ def test_recording_and_drawing_hold_signals_back(folder, monkeypatch, place, nam
 
     monkeypatch.setattr(f"onnxviz.{place}", signalled)
     with pytest.raises(KeyboardInterrupt) as caught, ending_signals():
-        onnxviz.analyze(folder / "small.onnx", layers="conv1", images=folder / "few.npy", provider="cpu")
+        options = {
+            "layers": "conv1",
+            "channels": "0",
+            "top": 2,
+            "provider": "cpu",
+        }  # so few that images are run again
+        onnxviz.analyze(folder / "small.onnx", images=folder / "few.npy", **options)
     assert isinstance(caught.value, Terminated) == (name == "SIGTERM")
     assert went_on
 
