@@ -184,6 +184,13 @@ class Cluster:
         self.workers.append(one)
         return one
 
+    def joined(self, count: int) -> None:
+        """Wait until the scheduler has so many workers."""
+        from distributed import Client
+
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=20)
+
     def kill(self, one: subprocess.Popen[bytes]) -> None:
         """Kill a worker; one with a nanny is begun anew by it."""
         inner = children(one.pid)

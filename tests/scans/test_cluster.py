@@ -112,6 +112,7 @@ def test_lost_workers_images_are_scanned_again(folder, expected, tmp_path, nanny
     with cluster(tmp_path, environment(folder, 0.06)) as found:
         found.add(nanny=nanny)
         found.add(nanny=nanny)
+        found.joined(2)
         run = start(folder, tmp_path / "it.atlas", found.file)
         for done in (8, 40, 72):
             run.until(done)
@@ -123,7 +124,7 @@ def test_lost_workers_images_are_scanned_again(folder, expected, tmp_path, nanny
     assert run.said("progress", "done")[-1] == IMAGES
     assert run.said("progress", "done") == sorted(run.said("progress", "done"))
     assert len(run.said("skipped", "name")) == len(BROKEN)
-    assert any("1 lost, whose work is done again" in text for text in told(run))
+    assert any("1 lost, whose work is done again" in text for text in told(run)), told(run)
 
 
 def test_all_workers_are_lost_and_others_come(folder, expected, tmp_path):
