@@ -102,7 +102,7 @@ class Gallery:
             found = self._pictures.get(index)
         if found is None:
             found = self._pictures.keep(index, self._preprocess.picture(self.array(index)))
-        return np.broadcast_to(found, (*found.shape[:2], 3))
+        return found if found.shape[2] == 3 else np.broadcast_to(found, (*found.shape[:2], 3))
 
     def _read(self, index: int) -> Array:
         return self._preprocess(self._source.samples[index].read())

@@ -99,14 +99,31 @@ class PlateStyle:
         cells = render.heatmap(activations)
         drawn = self.projections(projections)
         whole = self._map(cells, (0, 0, *self.frame), self.frame)
+        frames = {id(image): image for image in images}
+        opened = {key: Image.fromarray(image) for key, image in frames.items()} if self._shrinks else {}
         return [
             HitTiles(
                 projection=drawn[i],
-                patch=_scaled(render.crop(image, box), self.card_tile),
+                patch=self._patch(image, opened.get(id(image)), box),
                 maps=(self._map(cells[i], box, self.field), whole[i]),
             )
             for i, (image, box) in enumerate(zip(images, boxes, strict=True))
         ]
+
+    @property
+    def _shrinks(self) -> bool:
+        """Whether a field is drawn smaller than it is."""
+        return self.card_tile != self.field and all(
+            tile <= side for tile, side in zip(self.card_tile, self.field, strict=True)
+        )
+
+    def _patch(self, image: Picture, opened: Image.Image | None, box: Box) -> Picture:
+        """What a unit sees of an image, as a tile; ``opened`` is the image as Pillow has it, where patches shrink."""
+        top, left, bottom, right = box
+        if opened and min(top, left) >= 0 and bottom <= opened.height and right <= opened.width:
+            size = self.card_tile[::-1]
+            return np.asarray(opened.resize(size, Image.Resampling.BOX, (left, top, right, bottom)))
+        return _scaled(render.crop(image, box), self.card_tile)
 
     def projections(self, projections: Array) -> Picture:
         """Draw projections (m, h, w, 3 or 1), float, as tiles (m, h, w, 3) of cards.
@@ -174,7 +191,7 @@ def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:
 def _shrunk(pictures: Array, size: tuple[int, int]) -> Array:
     """Pictures (m, h, w, C) averaged down to ``size``, as float32: all their planes at once."""
     planes = np.moveaxis(pictures, 3, 1).astype(np.float32, copy=False)
-    rows = np.ascontiguousarray(_mean_rows(planes, size[0]))
+    rows = _mean_rows(planes, size[0])
     width = rows.shape[3]
     # As fromarray, without its copies: all rows one above the other.
     image = Image.frombuffer("F", (width, rows.size // width), rows, "raw", "F", 0, 1)
@@ -191,14 +208,17 @@ def _mean_rows(planes: Array, count: int) -> Array:
     # A pixel whose middle is on a border goes to the share below.
     edges = (2 * np.arange(count + 1) * height + count) // (2 * count)
     sizes, first = np.diff(edges), edges[:-1]
-    least = sizes.min()
-    sums: Array = planes.take(first, axis=-2)
-    for more in range(1, least):
-        sums += planes.take(first + more, axis=-2)
+    least, shares = sizes.min(), sizes[:, None].astype(np.float32)
     (larger,) = np.nonzero(sizes > least)
-    sums[..., larger, :] += planes.take(first[larger] + least, axis=-2)
-    sums /= sizes[:, None].astype(np.float32)
-    return sums
+    means = np.empty((*planes.shape[:-2], count, planes.shape[-1]), np.float32)
+    for index in np.ndindex(planes.shape[:-2]):  # one at a time: a plane stays in the cache
+        plane, sums = planes[index], means[index]
+        sums[:] = plane.take(first, axis=0)
+        for more in range(1, least):
+            sums += plane.take(first + more, axis=0)
+        sums[larger] += plane.take(first[larger] + least, axis=0)
+        sums /= shares
+    return means
 
 
 def half_grid(hits: int) -> tuple[int, int]:

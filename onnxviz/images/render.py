@@ -98,8 +98,13 @@ def projection_rgb(p: Array, largest: float | None = None) -> NDArray[np.uint8]:
     np.clip(scaled, -1, 1, out=scaled)
     scaled *= 127
     scaled += GREY
-    pixels = np.rint(scaled, out=scaled).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).copy()
+    np.rint(scaled, out=scaled)
+    pixels = np.empty((*scaled.shape[:-1], 3), np.uint8)
+    for colour in range(
+        3
+    ):  # planes that lie apart, one after the other: a copy of all takes six times as long
+        pixels[..., colour] = scaled[..., colour % scaled.shape[-1]]
+    return pixels
 
 
 def heatmap(a: Array, largest: float | None = None) -> NDArray[np.uint8]:

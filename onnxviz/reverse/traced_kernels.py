@@ -69,11 +69,14 @@ class Convolved:
 
 @kernels.conv_transpose.register(TRACED)
 def _(g: Any, weight: Any, strides: Sequence[int], dilations: Sequence[int], groups: int) -> Any:
-    """Of stride 1: a convolution with the kernels turned round. Else ONNX's ConvTranspose, or, where there are many
-    groups (which onnxruntime takes one by one) or the kernel is one cell, zeros between the positions."""
+    """Of one position: a product. Of stride 1: a convolution with the kernels turned round. Else ONNX's ConvTranspose,
+    or, where there are many groups (which onnxruntime takes one by one) or the kernel is one cell, zeros between the
+    positions."""
     if not isinstance(weight, np.ndarray):
         raise Untraceable("weights that are computed at run time")
     kernel = weight.shape[2:]
+    if all(n == 1 for n in g.shape[2:]) and groups in (1, len(weight)):
+        return kernels.dilate(_from_one_place(g, weight, groups), [1, 1, *dilations])
     if any(s != 1 for s in strides):
         if math.prod(kernel) == 1:
             g = kernels.conv_transpose(g, weight, [1] * len(kernel), dilations, groups)
@@ -96,6 +99,24 @@ def _(g: Any, weight: Any, strides: Sequence[int], dilations: Sequence[int], gro
     reach = tuple((k - 1) * d for k, d in zip(kernel, dilations, strict=True))
     name = g.tracer.writer.constant(_turned(weight, groups))
     return Convolved("Conv", g, name, weight.shape[1] * groups, extent, reach, reach, attrs).write()
+
+
+def _from_one_place(g: Any, weight: Array, groups: int) -> Any:
+    """Kernels (M, Cin, k…), each times what its channel has at the one position of ``g`` (M, Cout, 1…), added up.
+
+    A unit begins so. There are no groups, or each channel is one.
+    """
+    tracer, rows, (cout, cin, *kernel) = g.tracer, g.shape[0], weight.shape
+    if groups == 1:
+        flat = tracer.constant(np.ascontiguousarray(weight.reshape(cout, -1)))
+        product = tracer.node(
+            "MatMul", (rows, flat.shape[1]), g.dtype, tracer.reshaped(g, (rows, cout)), flat
+        )
+        return tracer.reshaped(product, (rows, cin, *kernel))
+    own = np.ascontiguousarray(weight[None] if cin > 1 else weight.reshape(1, cout, *kernel))
+    apart = tracer.reshaped(g, (rows, cout, 1, *g.shape[2:])) if cin > 1 else g
+    each = tracer.node("Mul", (rows, *own.shape[1:]), g.dtype, apart, tracer.constant(own))
+    return tracer.reshaped(each, (rows, cout * cin, *kernel))
 
 
 def _turned(weight: Array, groups: int) -> Array:

@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from onnxviz.images.plates import HitTiles, Plate, PlateStyle
 from onnxviz.images.render import GREY, MAT, OUTSIDE, PALETTE, projection_rgb
@@ -149,6 +150,19 @@ def test_hits_are_drawn_together_as_each_alone(case, channels):
         np.testing.assert_array_equal(tiles.projection, alone.projection)
         np.testing.assert_array_equal(tiles.patch, alone.patch)
         np.testing.assert_array_equal(tiles.maps, alone.maps)
+
+
+@pytest.mark.parametrize("field", [(163, 163), (99, 150), (73, 73), (144, 144)])
+def test_patches_are_averages_of_what_the_unit_sees_alone(field):
+    """Nothing of the pixels around it."""
+    style = _style(field, (227, 227), (8, 8), (3, 1), (9, 9))
+    image = np.random.default_rng(0).integers(0, 255, (227, 227, 3), np.uint8)
+    top, left = 3 + 8 * 2, 1 + 8 * 5
+    box = (top, left, top + field[0], left + field[1])
+    tiles = _draw(style, image, np.zeros((*field, 3), np.float32), np.ones((9, 9), np.float32), box)
+    seen = Image.fromarray(np.ascontiguousarray(image[top : box[2], left : box[3]]))
+    expected = seen.resize(style.card_tile[::-1], Image.Resampling.BOX)
+    np.testing.assert_array_equal(tiles.patch, np.asarray(expected))
 
 
 @pytest.mark.parametrize("case", ["border", "far-corner", "larger-than-the-frame"])

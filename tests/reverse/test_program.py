@@ -238,6 +238,29 @@ def test_real_networks(name: str, tmp_path: Path, provider: str):
         assert error(found / scale.reshape(-1, 1, 1, 1), expected) < CLOSE
 
 
+@pytest.mark.parametrize("engine", ["stages", "graph"])
+@pytest.mark.parametrize(
+    ("shape", "attributes"),
+    [
+        ((5, 4, 3, 2), {}),
+        ((5, 4, 3, 3), {"strides": [2, 3], "pads": [1, 1, 1, 1]}),
+        ((5, 4, 2, 3), {"dilations": [3, 2]}),
+        ((5, 4, 1, 1), {"strides": [2, 2]}),
+        ((4, 1, 3, 3), {"group": 4, "dilations": [1, 2]}),
+        ((8, 1, 3, 3), {"group": 4}),
+        ((2, 2, 3, 3), {"group": 2, "strides": [2, 1]}),
+        ((6, 2, 3, 3), {"group": 2}),
+    ],
+    ids=str,
+)
+def test_a_unit_begins_at_one_place(opened: Opener, shape: tuple[int, ...], attributes: dict, engine: str):
+    """Where the last convolution is a product: with all kinds of groups, steps and distances."""
+    nodes = [node("Conv", "x w", "c"), node("Relu", "c", "r"), node("Conv", "r v", "y", **attributes)]
+    model = network(nodes, {"w": weights(4, 3, 3, 3), "v": weights(*shape)})
+    net = reopened(opened(model), engine)
+    assert window_error(net, pictures(model, 2), "y", corner_units(net, "y", 2), "deconvnet") < CLOSE
+
+
 def test_the_rules_themselves_are_compiled(opened: Opener, monkeypatch: pytest.MonkeyPatch):
     """A rule that is off is off in the compiled pass as well: there is no second table."""
     model = network(*FOUR_STEPS)
