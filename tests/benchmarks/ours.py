@@ -61,6 +61,16 @@ class Ours:
                 total += positions * plan.constants[move.node.inputs[1]].size
         return total
 
+    def forward_multiply_adds(self, layer: str) -> int:
+        """Of one image, run forward as far as the layer: each convolution on the way."""
+        target, shapes = self.net.layer(layer).tensor, self.net.shapes()
+        above = self.net.graph.ancestors([target]) | {target}
+        return sum(
+            int(np.prod(shapes[node.output][2:])) * self.net.constants[node.inputs[1]].size
+            for node in self.net.graph.nodes
+            if node.op == "Conv" and node.output in above
+        )
+
     def scan(self, source: Source, layers: Sequence[str] = ("all",), **options: Any) -> Any:
         """Scan a source for the top nine of every channel of the layers."""
         found = self.net.select(layers)

@@ -6,6 +6,9 @@ spread over 36 images, four each, which is what a report on one layer finds amon
 2,304 hits on 687 images). For all layers together they are spread over twelve images, twelve each, since `analyze`
 runs each image once for all of them (12,384 hits on 950). A round of the peer's projects one channel's nine hits a
 call, on their nine images, for a second at least.
+
+Beside each time is that of its multiply-adds at the rate of the machine's fastest large matrix product: what a
+projection would take if nothing but convolutions cost anything, and these as little as can be.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _MIDDLE = {"mobilenet_v2": "block 10", "inception_v3": "Mixed_6b", "densenet121"
 class Measured:
     """A layer: seconds a projection of each round, and by how much the first results differ.
 
-    ``rounds``: ours with hits spread over many images, ours with few, the peer's.
+    ``rounds``: ours with hits spread over many images, ours with few, the peer's, and the time of ours' multiply-adds
+    alone: its own, and its share of those of running its image forward (on a CPU, else 0).
     """
 
     title: str
@@ -44,8 +48,9 @@ class Measured:
 
     def row(self, goal: Goal | None = None) -> Row:
         """The ratio, the peer's time to ours."""
-        ours, _, peer = (median(side) for side in zip(*self.rounds, strict=True))
-        return Row(self.title, ms(ours), ms(peer), tuple(p / o for o, _, p in self.rounds), goal)
+        ours, _, peer, least = (median(side) for side in zip(*self.rounds, strict=True))
+        text = f"{ms(ours)}, its multiply-adds alone {ms(least)}" if least else ms(ours)
+        return Row(self.title, text, ms(peer), tuple(p / o for o, _, p, _ in self.rounds), goal)
 
 
 def alexnet(bench: Bench) -> Iterator[Row]:
@@ -114,10 +119,13 @@ def measure(bench: Bench, pair: Pair, layer: str, x: Array, channels: Sequence[i
             done += TOP
         return (time.perf_counter() - start) / done
 
+    products = matrix_products() if bench.provider == "cpu" else (lambda: 0.0,)
+    work = pair.ours.multiply_adds(alias) + pair.ours.forward_multiply_adds(alias) * len(x) / len(units)
     rounds = alternately(
         _projecting(pair, x, alias, units),
         _projecting(pair, few, alias, pair.ours.hits(few, alias, channels, TOP)),
         peer,
+        lambda: work * min(product() for product in products),
         rounds=bench.rounds,
     )
     title = f"{pair.net.name} {layer}: a projection"
@@ -143,7 +151,7 @@ def _layers(
 def _total(title: str, found: Sequence[Measured], goal: Goal | None) -> Row:
     counts = np.array([TOP * one.channels for one in found], float)
     seconds = np.array([one.rounds for one in found])  # layer, round, side
-    totals = np.tensordot(counts, seconds[..., 1:], 1)
+    totals = np.tensordot(counts, seconds[..., 1:3], 1)
     ours, peer = np.median(totals, axis=0)
     ratios = tuple(float(p / o) for o, p in totals)
     return Row(f"{title} ({counts.sum():,.0f})", f"{ours:.3g} s", f"{peer:.3g} s", ratios, goal)
