@@ -67,8 +67,9 @@ def job(tmp_path):
 
 
 def _full(monkeypatch, ending: str, number: int = errno.ENOSPC) -> None:
-    """Half of a file whose name contains ``ending``, then the error."""
-    plain = Path.write_bytes
+    """Half of a file whose name contains ``ending``, then the error; of a picture nothing at all, on a disk that is
+    full indeed."""
+    plain, opened = Path.write_bytes, open
 
     def write_bytes(path: Path, data: bytes) -> int:
         if ending in path.name:
@@ -77,12 +78,18 @@ def _full(monkeypatch, ending: str, number: int = errno.ENOSPC) -> None:
         return plain(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(
+        "onnxviz.images.render.open",
+        lambda path, mode: opened("/dev/full" if ending in path.name else path, mode),
+        raising=False,
+    )
 
 
 def _halves(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob("*") if p.name.endswith(".part") or p.name.startswith("..")]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
 @pytest.mark.parametrize("ending", ["index.html", "report.json", ".webp", "c0001"])
 def test_a_report_on_a_full_disk(job, tmp_path, monkeypatch, ending):
     out = tmp_path / "out"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 import onnxviz
 from onnxviz import analyze
-from onnxviz.errors import UsageError
+from onnxviz.errors import OutputError, UsageError
 from onnxviz.images import render
 from onnxviz.progress import Progress
 from tests.model.nets import small, write
@@ -156,18 +157,17 @@ def test_a_run_that_is_broken_off_leaves_what_there_is(task, tmp_path, monkeypat
     assert [one.layer.alias for one in again.layers] == LAYERS
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
 def test_a_failing_disk_leaves_no_half_pictures(task, tmp_path, monkeypatch):
-    out, calls = tmp_path / "out", []
-    write_bytes = Path.write_bytes
+    out, usual = tmp_path / "out", open
 
-    def full(path: Path, content: bytes) -> int:
-        calls.append(path)
-        if path.suffix in (".webp", ".png") and "conv2" in str(path) and "all" not in path.name:
-            write_bytes(path, content[: len(content) // 2])
-            raise OSError(28, "No space left on device", str(path))
-        return write_bytes(path, content)
+    def full(path: Path, mode: str) -> IO[bytes]:
+        if "conv2" in str(path) and "all" not in path.name:
+            path.write_bytes(b"half")
+            return usual("/dev/full", mode)
+        return usual(path, mode)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("onnxviz.images.render.open", full, raising=False)
     with pytest.raises(OSError, match="No space left"):
         run(task, report=out)
     monkeypatch.undo()
@@ -211,18 +211,15 @@ def test_pictures_and_report_have_one_folder(task, tmp_path):
         run(task, report=tmp_path / "a", folder=tmp_path / "b")
 
 
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-
-    def full(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        render.save(np.zeros((4, 4, 3), np.uint8), path)
-    assert not path.exists()
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
+@pytest.mark.parametrize("side", [4, 400])
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path, ending, side):
+    (tmp_path / f".part-a.{ending}").symlink_to("/dev/full")
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    with pytest.raises(OutputError, match=rf"a\.{ending}: No space left on device\. Free some space"):
+        render.save(picture, tmp_path / f"a.{ending}")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Counter(Watcher):

@@ -191,7 +191,7 @@ def _scaled(picture: Picture, size: tuple[int, int]) -> Picture:
 def _shrunk(pictures: Array, size: tuple[int, int]) -> Array:
     """Pictures (m, h, w, C) averaged down to ``size``, as float32: all their planes at once."""
     planes = np.moveaxis(pictures, 3, 1).astype(np.float32, copy=False)
-    rows = _mean_rows(planes, size[0])
+    rows = np.ascontiguousarray(_mean_rows(planes, size[0]))
     width = rows.shape[3]
     # As fromarray, without its copies: all rows one above the other.
     image = Image.frombuffer("F", (width, rows.size // width), rows, "raw", "F", 0, 1)
@@ -208,17 +208,14 @@ def _mean_rows(planes: Array, count: int) -> Array:
     # A pixel whose middle is on a border goes to the share below.
     edges = (2 * np.arange(count + 1) * height + count) // (2 * count)
     sizes, first = np.diff(edges), edges[:-1]
-    least, shares = sizes.min(), sizes[:, None].astype(np.float32)
+    least = sizes.min()
+    sums: Array = planes.take(first, axis=-2)
+    for more in range(1, least):
+        sums += planes.take(first + more, axis=-2)
     (larger,) = np.nonzero(sizes > least)
-    means = np.empty((*planes.shape[:-2], count, planes.shape[-1]), np.float32)
-    for index in np.ndindex(planes.shape[:-2]):  # one at a time: a plane stays in the cache
-        plane, sums = planes[index], means[index]
-        sums[:] = plane.take(first, axis=0)
-        for more in range(1, least):
-            sums += plane.take(first + more, axis=0)
-        sums[larger] += plane.take(first[larger] + least, axis=0)
-        sums /= shares
-    return means
+    sums[..., larger, :] += planes.take(first[larger] + least, axis=-2)
+    sums /= sizes[:, None].astype(np.float32)
+    return sums
 
 
 def half_grid(hits: int) -> tuple[int, int]:
