@@ -67,7 +67,10 @@ def _taken(lock: Path) -> int | None:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # who was there before took the folder away
+        except (
+            FileNotFoundError,
+            FileExistsError,
+        ):  # who was there before took the folder away, perhaps just now
             if not left:
                 raise
             continue

@@ -36,8 +36,8 @@ _PRODUCTS = frozenset(
 class Watched:
     """Switches, recorded values and pictures of all images that are scanned, and the maps of the best of them.
 
-    A `forward.scan.Watch`. It may be called by several threads. A map that is missing in the end, since two images
-    were equally good, can be recorded afterwards like any other.
+    A `forward.scan.Watch`. It may be called by several threads. A map that is missing in the end, of images that an
+    earlier run has scanned, is recorded afterwards.
 
     Args:
         projectors: of the layers, by all methods that will draw them.
@@ -142,14 +142,17 @@ class Watched:
 
 
 class _Best:
-    """The maps of the best images of each of some channels, until now.
+    """The maps of the best images of each of some channels, until now; of equal ones those that come first, as in
+    `forward.topk.TopK`, in whatever order they are offered.
 
     ``score`` (C, k) is −∞, and ``image`` −1, where there is none.
     """
 
     def __init__(self, score: Array, image: Array) -> None:
         self._score, self._image = score, image
-        self._least = np.full(len(score), -np.inf)
+        # Of the worst of each channel: score, image, and which it is.
+        self._least, self._last = np.full(len(score), -np.inf), np.full(len(score), -1)
+        self._worst = np.zeros(len(score), np.intp)
         self._kept: Array | None = None
 
     @classmethod
@@ -159,16 +162,20 @@ class _Best:
 
     def offer(self, image: int, score: Array, maps: Array) -> None:
         """Take the maps (C, …) in whose channels an image's ``score`` (C,) is among the best; NaN never is."""
-        (better,) = np.nonzero(score > self._least)
+        (better,) = np.nonzero((score > self._least) | ((score == self._least) & (image < self._last)))
         if not len(better):
             return
         if self._kept is None:
             self._kept = np.zeros((*self._score.shape, *maps.shape[1:]), np.float32)
-        place = self._score[better].argmin(axis=1)
+        place = self._worst[better]
         self._kept[better, place] = maps[better]
         self._score[better, place] = score[better]
         self._image[better, place] = image
-        self._least[better] = self._score[better].min(axis=1)
+        scores = self._score[better]
+        least = scores.min(axis=1, keepdims=True)
+        images = np.where(scores == least, self._image[better], -2)
+        self._least[better], self._last[better] = least[:, 0], images.max(axis=1)
+        self._worst[better] = images.argmax(axis=1)
 
     def maps(self) -> Iterator[tuple[int, int, Array]]:
         """Channel, image and map."""

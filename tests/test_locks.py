@@ -188,6 +188,22 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         pass
 
 
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """It was there when it was to be made, and no longer when that was looked at."""
+    mkdir, calls = Path.mkdir, []
+
+    def made(path: Path, *arguments: object, **options: object) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists", str(path))
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    with locked(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert len(calls) > 1
+
+
 @pytest.mark.parametrize("name", ["run", "part.atlas"])
 def test_there_are_never_two(tmp_path, name):
     """Also while the folder comes and goes with each of them."""

@@ -12,7 +12,7 @@ from onnxviz import analyze
 from onnxviz.errors import ImageError
 from onnxviz.images.source import Sample, Source
 from onnxviz.progress import Progress
-from onnxviz.watched import Watched
+from onnxviz.watched import Watched, _Best
 from tests.light import write_light
 from tests.model.nets import small, write
 
@@ -217,3 +217,20 @@ def test_it_is_done_only_where_it_pays(monkeypatch, tmp_path, model, options, wa
     usual = {"layers": ["conv1"], "top": 9, "images": arrays(tmp_path, 40, 3, 12, 12)}
     analyze(model, run=tmp_path / "run.atlas", preprocess="raw", provider="cpu", **(usual | options))
     assert len(seen) == watched
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_best_do_not_depend_on_who_comes_first(order):
+    rng = np.random.default_rng(0)
+    score = rng.integers(0, 3, (30, 4)).astype(float)
+    score[5, 1] = np.nan
+    maps = rng.normal(size=(30, 4, 2, 2)).astype(np.float32)
+    best = _Best.of(4, 6)
+    for image in range(30)[::order]:
+        best.offer(image, score[image], maps[image])
+    found = {(channel, image): found for channel, image, found in best.maps()}
+    for channel in range(4):
+        ranked = sorted((-s, i) for i, s in enumerate(score[:, channel]) if np.isfinite(s))[:6]
+        assert sorted(i for c, i in found if c == channel) == sorted(i for _, i in ranked)
+    for (channel, image), own in found.items():
+        np.testing.assert_array_equal(own, maps[image, channel])
