@@ -12,20 +12,16 @@ from numpy.typing import NDArray
 
 from onnxviz.images.gallery import Gallery
 from onnxviz.interrupts import held_interrupts
-from onnxviz.model.graph import Node
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.progress import Progress
 from onnxviz.reverse.engine import Recording
-from onnxviz.reverse.project import Projector
-from onnxviz.watched import Watched
+from onnxviz.reverse.project import Projector, reads
+from onnxviz.watched import KEPT_SHARE, Watched
 
 __all__ = ["Recorder", "Wanted"]
 
 Array: TypeAlias = NDArray[Any]
-
-_SHARE = 0.3
-"""How much of the memory for projecting may be recordings that are kept."""
 
 _AT_ONCE = 64 << 20
 """So many bytes of kept recordings are stacked for a batch of images."""
@@ -68,7 +64,7 @@ class Recorder:
         watched, self._watched = self._watched, None
         shared = [(p, w) for p, w in layers if p.plan.batched and p.asked != "graph" and w]
         images = sorted({one.image for _, wanted in shared for one in wanted})
-        if not shared or self._bytes(shared, len(images)) > self._memory * _SHARE:
+        if not shared or self._bytes(shared, len(images)) > self._memory * KEPT_SHARE:
             return
         by_image: dict[int, dict[tuple[str, Wanted], Layer]] = {}
         for projector, wanted in shared:
@@ -87,8 +83,7 @@ class Recorder:
         progress: Progress,
     ) -> None:
         """Run images forward, and keep what projectors read of them and the maps that are wanted."""
-        records = dict.fromkeys(name for p in projectors for name in p.plan.records)
-        pools: dict[str, Node] = {node.output: node for p in projectors for node in p.pools}
+        records, pools = reads(projectors)
         tensors = dict.fromkeys((*records, *(p.layer.tensor for p in projectors)))
         step = min(p.images_at_once for p in projectors)
         step = max(1, step // len(projectors)) if records else step
@@ -128,8 +123,7 @@ class Recorder:
     def _bytes(self, shared: Sequence[tuple[Projector, Sequence[Wanted]]], images: int) -> int:
         """What would be kept."""
         shapes = self._network.shapes()
-        records = {name for p, _ in shared for name in p.plan.records}
-        pools = {node.output for p, _ in shared for node in p.pools}
+        records, pools = reads(projector for projector, _ in shared)
         total = images * sum(4 * math.prod(shapes[name][1:]) for name in records)
         total += images * sum(math.prod(shapes[name][1:]) for name in pools)
         maps = {(p.layer.tensor, one): p.layer for p, wanted in shared for one in wanted}

@@ -14,17 +14,16 @@ from onnxviz.forward.part import ranking
 from onnxviz.forward.probes import reduced
 from onnxviz.forward.scan import workload
 from onnxviz.images.preprocess import Preprocess
-from onnxviz.model.graph import Node
 from onnxviz.model.layers import Layer
 from onnxviz.network import Network
 from onnxviz.reverse.engine import pool_switches, single
-from onnxviz.reverse.project import Projector
+from onnxviz.reverse.project import Projector, reads
 
-__all__ = ["Watched"]
+__all__ = ["KEPT_SHARE", "Watched"]
 
 Array: TypeAlias = NDArray[Any]
 
-_SHARE, _RUNNING_SHARE = 0.3, 0.3
+KEPT_SHARE, _RUNNING_SHARE = 0.3, 0.3
 """How much of the memory for projecting may be what is kept of images, and what runs give beside it."""
 
 _PRODUCTS = frozenset(
@@ -54,8 +53,7 @@ class Watched:
         rank: str,
     ) -> None:
         self._preprocess, self._layers, self._rank = preprocess, layers, rank
-        self._records = tuple(dict.fromkeys(name for p in projectors for name in p.plan.records))
-        self._pools: dict[str, Node] = {node.output: node for p in projectors for node in p.pools}
+        self._records, self._pools = reads(projectors)
         pooled = (name for node in self._pools.values() for name in (node.inputs[0], node.output))
         needed = (*self._records, *pooled, *(layer.tensor for layer in layers))
         self._input = projectors[0].image.name
@@ -63,8 +61,8 @@ class Watched:
         self.values: dict[tuple[str, int], Array] = {}
         self.switches: dict[tuple[str, int], Array] = {}
         self.pictures: dict[int, NDArray[np.uint8]] = {}
-        self._best = {layer.tensor: _Best.of(layer.channels, top) for layer in layers}
-        self._overall = {layer.tensor: _Best.of(1, top) for layer in layers}
+        self._best = {layer.tensor: _Best(layer.channels, top) for layer in layers}
+        self._overall = {layer.tensor: _Best(1, top) for layer in layers}
         self._lock = Lock()
 
     @classmethod
@@ -104,7 +102,7 @@ class Watched:
         each += sum(math.prod(shapes[name][1:]) for name in watched._pools)
         maps = sum(2 * 4 * top * floats[layer.tensor] for layer in layers)
         if (
-            images * each + maps > memory * _SHARE
+            images * each + maps > memory * KEPT_SHARE
             or 4 * running * sum(floats.values()) > memory * _RUNNING_SHARE
         ):
             return None
@@ -145,20 +143,15 @@ class _Best:
     """The maps of the best images of each of some channels, until now; of equal ones those that come first, as in
     `forward.topk.TopK`, in whatever order they are offered.
 
-    ``score`` (C, k) is −∞, and ``image`` −1, where there is none.
+    Where there is none, the score is −∞ and the image −1.
     """
 
-    def __init__(self, score: Array, image: Array) -> None:
-        self._score, self._image = score, image
+    def __init__(self, channels: int, k: int) -> None:
+        self._score, self._image = np.full((channels, k), -np.inf), np.full((channels, k), -1)
         # Of the worst of each channel: score, image, and which it is.
-        self._least, self._last = np.full(len(score), -np.inf), np.full(len(score), -1)
-        self._worst = np.zeros(len(score), np.intp)
+        self._least, self._last = np.full(channels, -np.inf), np.full(channels, -1)
+        self._worst = np.zeros(channels, np.intp)
         self._kept: Array | None = None
-
-    @classmethod
-    def of(cls, channels: int, k: int) -> _Best:
-        """Of so many channels, k images each."""
-        return cls(np.full((channels, k), -np.inf), np.full((channels, k), -1))
 
     def offer(self, image: int, score: Array, maps: Array) -> None:
         """Take the maps (C, …) in whose channels an image's ``score`` (C,) is among the best; NaN never is."""

@@ -225,7 +225,7 @@ def test_the_best_do_not_depend_on_who_comes_first(order):
     score = rng.integers(0, 3, (30, 4)).astype(float)
     score[5, 1] = np.nan
     maps = rng.normal(size=(30, 4, 2, 2)).astype(np.float32)
-    best = _Best.of(4, 6)
+    best = _Best(4, 6)
     for image in range(30)[::order]:
         best.offer(image, score[image], maps[image])
     found = {(channel, image): found for channel, image, found in best.maps()}

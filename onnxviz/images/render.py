@@ -100,9 +100,8 @@ def projection_rgb(p: Array, largest: float | None = None) -> NDArray[np.uint8]:
     scaled += GREY
     np.rint(scaled, out=scaled)
     pixels = np.empty((*scaled.shape[:-1], 3), np.uint8)
-    for colour in range(
-        3
-    ):  # planes that lie apart, one after the other: a copy of all takes six times as long
+    # One colour after the other: planes lie apart, and a copy of all at once takes six times as long.
+    for colour in range(3):
         pixels[..., colour] = scaled[..., colour % scaled.shape[-1]]
     return pixels
 

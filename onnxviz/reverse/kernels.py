@@ -323,6 +323,7 @@ def switches(
     pooled, marks = np.zeros((rows, *met.pitch), y.dtype), np.zeros((rows, *met.pitch), marked)
     same = np.empty(marks.size, bool)
     flags, here, best = same.view(np.uint8), pooled.reshape(-1), marks.reshape(-1)
+    mark = flags if marked is np.uint8 else np.empty(marks.size, marked)
     inner = tuple(slice(n) for n in y.shape[2:])
     for row, start in itertools.product(range(len(x)), range(0, x.shape[1], rows)):
         part = x[row, start : start + rows]
@@ -336,11 +337,8 @@ def switches(
         for number, (phase, step) in enumerate(met.cells):
             some = slice(size - step)
             np.equal(phases[phase].reshape(-1)[step:size], here[some], out=same[some])
-            if marked is np.uint8:
-                mark = np.multiply(flags[some], np.uint8(count - number), out=flags[some])
-            else:
-                mark = np.multiply(flags[some], count - number, dtype=marked)
-            np.maximum(best[some], mark, out=best[some])
+            np.multiply(flags[some], marked(count - number), out=mark[some])
+            np.maximum(best[some], mark[some], out=best[some])
         np.greater(best, 0, out=same)  # what is NaN equals nothing, and has cell 0
         np.multiply(np.subtract(marked(count), best, out=best), flags, out=best)
         found[row, channels] = marks[: len(part), *inner]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +34,7 @@ __all__ = [
     "Projections",
     "Projector",
     "position_part",
+    "reads",
     "seed_maps",
 ]
 
@@ -338,6 +339,13 @@ class Projector:
         if answer.shape == sizes and not offsets.any():
             return answer
         return place_each(answer, np.pad(offsets, ((0, 0), (1, 0))), sizes)
+
+
+def reads(projectors: Iterable[Projector]) -> tuple[tuple[str, ...], dict[str, Node]]:
+    """What several projectors read of images: recorded tensors, and the MaxPool nodes of switches by output name."""
+    several = tuple(projectors)
+    records = tuple(dict.fromkeys(name for p in several for name in p.plan.records))
+    return records, {node.output: node for p in several for node in p.pools}
 
 
 def check_engine(engine: str) -> str:
